@@ -1,0 +1,251 @@
+"""Frozen, validated configuration: defaults, YAML files, and section.key=value overrides.
+
+Later wins: defaults, then the file, then the overrides in order. An unknown key
+is an error that names the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import ConfigError
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """Is the base of all sections: immutable, and closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class CloudSection(Section):
+    """Configures the server."""
+
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    listen: str = "127.0.0.1:50051"
+    metrics_listen: str = "127.0.0.1:9464"
+    threads: Count | None = None  # torch threads; None: torch's own choice
+    token_budget: Count = 2048  # tokens one forward takes at most, over all sessions
+    prefill_chunk: Count = 512  # tokens of one prompt that one forward takes at most
+    cache_tokens: Count = 65536  # tokens whose keys and values are held at once
+    max_sessions: Count = 64
+    max_draft_tokens: Annotated[int, Field(ge=0, le=1024)] = 32
+    max_message_bytes: Count = 4 * 1024 * 1024
+    idle_session_seconds: Seconds = 300.0  # a unary session unused for so long is ended
+    drain_seconds: Seconds = 30.0  # how long SIGTERM waits for work in hand
+
+
+class EdgeSection(Section):
+    """Configures the client."""
+
+    dtype: Dtype = "float32"
+    threads: Count | None = None
+
+
+class EngineSection(Section):
+    """Configures how a forward is executed, on both ends."""
+
+    compile: Literal["auto", "off", "on"] = "auto"
+
+
+class DecodingSection(Section):
+    """Configures what is generated, in every arm alike."""
+
+    max_new_tokens: Count = 128
+    temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None  # None: drawn and reported
+    stop: tuple[str, ...] = Field(default=(), strict=False)
+    ignore_eos: bool = False
+
+
+class DraftingSection(Section):
+    """Configures how many tokens are drafted a round (the draft length)."""
+
+    length: Annotated[int, Field(ge=0, le=1024)] | Literal["adaptive"] = 4
+    stop: Literal["none", "confidence"] = "none"
+
+
+class VerificationSection(Section):
+    """Configures the rule by which a drafted token is accepted."""
+
+    mode: Literal["coupled", "rejection", "rank", "typical"] = "coupled"
+    rank_threshold: Count = 1
+
+
+class GateSection(Section):
+    """Configures when the edge asks the cloud at all."""
+
+    kind: Literal["none", "entropy", "margin", "logprob"] = "none"
+    threshold: float | None = None
+
+
+class NetworkSection(Section):
+    """Configures the way between the two ends; one timeout a phase."""
+
+    pipeline: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    run_ahead: bool = False
+    connect_timeout_s: Seconds = 10.0
+    round_timeout_s: Seconds = 60.0
+
+
+class SideLimits(Section):
+    """States what one end may use; None: whatever the machine grants."""
+
+    cpu_cores: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(gt=0)] | None = None
+
+
+class LimitsSection(Section):
+    """States what each end may use."""
+
+    edge: SideLimits = SideLimits()
+    cloud: SideLimits = SideLimits()
+
+
+class SecuritySection(Section):
+    """Names the PEM files and the token file."""
+
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    tls_client_ca: str | None = None
+    token_file: str | None = None
+
+
+class Config(Section):
+    """Is the whole configuration of both ends; each reads the sections it needs."""
+
+    cloud: CloudSection = CloudSection()
+    edge: EdgeSection = EdgeSection()
+    engine: EngineSection = EngineSection()
+    decoding: DecodingSection = DecodingSection()
+    drafting: DraftingSection = DraftingSection()
+    verification: VerificationSection = VerificationSection()
+    gate: GateSection = GateSection()
+    network: NetworkSection = NetworkSection()
+    limits: LimitsSection = LimitsSection()
+    security: SecuritySection = SecuritySection()
+
+
+# Keys whose meaning is promised but whose other values are not built yet. They
+# are refused by name, so that nobody measures something else than they asked for.
+_BUILT: Mapping[str, tuple[object, ...]] = {
+    "engine.compile": ("auto", "off"),
+    "drafting.stop": ("none",),
+    "verification.mode": ("coupled",),
+    "verification.rank_threshold": (1,),
+    "gate.kind": ("none",),
+    "gate.threshold": (None,),
+    "network.pipeline": ("auto", 0),
+    "network.run_ahead": (False,),
+    "limits.edge.cpu_cores": (None,),
+    "limits.edge.memory_gb": (None,),
+    "limits.cloud.cpu_cores": (None,),
+    "limits.cloud.memory_gb": (None,),
+    "security.tls_cert": (None,),
+    "security.tls_key": (None,),
+    "security.tls_client_ca": (None,),
+    "security.token_file": (None,),
+}
+
+
+def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Builds the configuration from defaults, an optional YAML file and overrides.
+
+    Raises ConfigError naming the key, the value and the nearest known key.
+    """
+    values: dict[str, Any] = {} if file is None else _read(Path(file))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or "." not in key:
+            raise ConfigError(f"--set {override!r}: write it as section.key=value")
+        try:
+            _place(values, key.strip(), yaml.safe_load(text))
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {override!r}: {text!r} is not a YAML value") from None
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from None
+    _refuse_unbuilt(config)
+    return config
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"configuration file {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"configuration file {file} is not YAML: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"configuration file {file}: expected sections, found {values!r}")
+    return values
+
+
+def _place(values: dict[str, Any], key: str, value: object) -> None:
+    *sections, leaf = key.split(".")
+    for section in sections:
+        inner = values.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"--set {key}: {section!r} is a value, not a section")
+        values = inner
+    values[leaf] = value
+
+
+def known_keys(section: Section | None = None, prefix: str = "") -> Iterator[str]:
+    """Yields every key as section.key, in order of declaration."""
+    for name, value in section or Config():
+        if isinstance(value, Section):
+            yield from known_keys(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"] if part in _names())
+        if problem["type"] == "extra_forbidden":
+            key = ".".join(map(str, problem["loc"]))
+            candidates = [*known_keys(), *Config.model_fields]
+            near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.0)
+            lines.append(f"unknown configuration key {key!r}; the nearest known one is {near[0]!r}")
+        else:
+            lines.append(f"configuration key {key!r} = {problem['input']!r}: {problem['msg']}")
+    return "; ".join(dict.fromkeys(lines))
+
+
+def _names() -> set[str]:
+    return {part for key in known_keys() for part in key.split(".")}
+
+
+def _refuse_unbuilt(config: Config) -> None:
+    for key, built in _BUILT.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value not in built:
+            choices = " or ".join(repr(v) for v in built)
+            raise ConfigError(
+                f"configuration key {key!r} = {value!r} is not available in this version; "
+                f"use {choices}"
+            )
+    if config.drafting.length == "adaptive":
+        raise ConfigError(
+            "configuration key 'drafting.length' = 'adaptive' is not available in this version; "
+            "use a whole number"
+        )

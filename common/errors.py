@@ -1,0 +1,111 @@
+"""One tree of errors, shared by both processes.
+
+    OutriderError
+    ├── UsageError                  asked for something that cannot be done   (exit 2)
+    │   ├── ConfigError             a configuration key or value              INVALID_ARGUMENT
+    │   ├── PromptError             a prompt file, or a prompt too long       INVALID_ARGUMENT
+    │   ├── ModelError              a model missing, or not servable          FAILED_PRECONDITION
+    │   ├── PrecisionError          a tensor or a peer of another precision   FAILED_PRECONDITION
+    │   ├── HandshakeError          two ends that do not fit together         FAILED_PRECONDITION
+    │   └── InvalidRequestError     a message that breaks the protocol        INVALID_ARGUMENT
+    ├── ServiceError                the other end, or the way to it           (exit 3)
+    │   ├── UnavailableError        not there, gone, or draining              UNAVAILABLE
+    │   ├── OverloadedError         no room for another session or request    RESOURCE_EXHAUSTED
+    │   └── DeadlineError           longer than the caller allowed            DEADLINE_EXCEEDED
+    └── InternalError               our own fault: a broken invariant         INTERNAL (exit 1)
+
+Each class names its gRPC status, its machine-readable reason (sent in the error
+details) and the exit code of the commands. A message says what was wrong, the
+value, and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OutriderError(Exception):
+    """Is the root of every error this project raises on purpose."""
+
+    status: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+    exit_code: ClassVar[int] = 1
+
+
+class UsageError(OutriderError):
+    """Says that the caller can mend this by asking differently."""
+
+    status = "INVALID_ARGUMENT"
+    reason = "USAGE"
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """Names a configuration key or value that cannot be used."""
+
+    reason = "CONFIG"
+
+
+class PromptError(UsageError):
+    """Names a prompt, or a line of a prompt file, that cannot be used."""
+
+    reason = "PROMPT"
+
+
+class ModelError(UsageError):
+    """Names a model that is missing or that this engine cannot serve exactly."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "MODEL"
+
+
+class PrecisionError(UsageError):
+    """Names a tensor, a setting or a peer whose precision is not the configured one."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "PRECISION"
+
+
+class HandshakeError(UsageError):
+    """Names the two values in which client and server do not fit together."""
+
+    status = "FAILED_PRECONDITION"
+    reason = "HANDSHAKE"
+
+
+class InvalidRequestError(UsageError):
+    """Names the field of a message that breaks the protocol."""
+
+    reason = "INVALID_REQUEST"
+
+
+class ServiceError(OutriderError):
+    """Says that the other end, or the way to it, failed."""
+
+    status = "UNAVAILABLE"
+    reason = "SERVICE"
+    exit_code = 3
+
+
+class UnavailableError(ServiceError):
+    """Says that the server is not there, went away, or is draining."""
+
+    reason = "UNAVAILABLE"
+
+
+class OverloadedError(ServiceError):
+    """Says that the server has no room for another session or request now."""
+
+    status = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+
+
+class DeadlineError(ServiceError):
+    """Says that an answer took longer than the caller allowed."""
+
+    status = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE"
+
+
+class InternalError(OutriderError):
+    """Says that an invariant of ours is broken; no caller can cause it."""

@@ -1,0 +1,180 @@
+"""The values both processes exchange, in the words of the glossary (docs/architecture.md).
+
+A *position* is the index of a token in the whole sequence, prompt included,
+starting at 0. All intervals are half-open.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+
+class FinishReason(enum.Enum):
+    """Says why a generation ended; the value is what records and JSON output show."""
+
+    EOS = "eos"  # an end-of-sequence token was produced; it is the last output token
+    STOP_STRING = "stop_string"  # a stop string was completed; that token is the last
+    MAX_NEW_TOKENS = "max_new_tokens"  # as many tokens as were asked for
+    CONTEXT_LENGTH = "context_length"  # prompt and output fill the model's context
+
+
+class Outcome(enum.Enum):
+    """Says what a server did with a verify request."""
+
+    VERIFIED = "verified"  # the target checked the drafts
+    STALE = "stale"  # older epoch: dropped without touching the model
+    MISMATCH = "mismatch"  # position beyond what the server holds: resend from Verdict.position
+
+
+class GenerateMode(enum.Enum):
+    """Says which of the cloud arms produces the text."""
+
+    STOCK = "stock"  # Hugging Face generate: the `cloud` arm
+    OPTIMIZED = "optimized"  # the verifier's own loop with zero drafts: `cloud_optimized`
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """States how a token is chosen from logits; temperature 0 is greedy.
+
+    `top_k` 0 and `top_p` 1.0 mean no truncation. `seed` keys the noise together
+    with the position and the token id, so that equal seeds give equal text.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StopParams:
+    """States when a generation ends; see common/stopping.py for the rule itself.
+
+    `eos_token_ids` None means the target model's own; empty means never.
+    """
+
+    max_new_tokens: int
+    eos_token_ids: tuple[int, ...] | None = None
+    stop_strings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepTiming:
+    """Holds the server's clock for one request, in nanoseconds, and the batch it rode in.
+
+    queued: from arrival until its first forward began to be formed;
+    batched: forming that forward, and waiting between the forwards of a chunked request;
+    computed: the forwards it took part in, whole (others' tokens included);
+    total: arrival to answer, so that client elapsed - total is network time.
+    busy: its own share of `computed`, by tokens; sums to the target's busy time.
+    `step_sessions` and `step_tokens` describe the last forward of the request,
+    `forward_passes` counts all of them, prefill included.
+    """
+
+    queued_ns: int = 0
+    batched_ns: int = 0
+    computed_ns: int = 0
+    total_ns: int = 0
+    busy_ns: int = 0
+    step_sessions: int = 0
+    step_tokens: int = 0
+    forward_passes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """Asks the target to check guesses.
+
+    `position` is where the first token of this message stands: whatever the
+    server holds at or beyond it is dropped. `confirmed_token_ids` come first
+    (tokens that are settled, sent to mend a mismatch; empty in a normal round),
+    the guesses follow.
+    """
+
+    step_id: int
+    position: int
+    epoch: int
+    token_ids: tuple[int, ...] = ()
+    confirmed_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Answers a Draft.
+
+    The confirmed tokens of the round are the first `accepted` guesses, then
+    `next_token_id` (bonus token when all were accepted, recovered token after a
+    rejection), which is None when the generation ended within the accepted ones.
+    `position` is the number of tokens the server now holds, prompt included.
+    """
+
+    step_id: int
+    epoch: int
+    outcome: Outcome
+    position: int
+    accepted: int = 0
+    next_token_id: int | None = None
+    finish_reason: FinishReason | None = None
+    timing: StepTiming = field(default_factory=StepTiming)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """States one end's identity for the handshake."""
+
+    protocol_version: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSession:
+    """Opens a session: who asks, the prompt once, and how tokens are chosen and ended.
+
+    `generated_token_ids` are tokens already produced (a resumed session): they
+    count towards `stop.max_new_tokens` and stand after the prompt.
+    """
+
+    peer: Peer
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopParams
+    generated_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedTokens:
+    """Carries tokens of a cloud arm as they are made; the last one names the reason."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    timing: StepTiming
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """Describes a server: what it hosts, in which precision, and its limits."""
+
+    protocol_version: str
+    server_version: str
+    model_name: str
+    model_fingerprint: str
+    tokenizer_fingerprint: str
+    vocab_size: int
+    dtype: str
+    cache_dtype: str
+    checkpoint_dtype: str
+    device: str
+    context_length: int
+    eos_token_ids: tuple[int, ...]
+    max_sessions: int
+    max_draft_tokens: int
+    token_budget: int
+    cache_tokens: int
+    max_message_bytes: int
+    idle_session_seconds: float
+    precision: dict[str, str]
+    environment: dict[str, str]

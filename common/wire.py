@@ -1,0 +1,416 @@
+"""types <-> protobuf, and all validation of what comes over the wire.
+
+Every `*_from_proto` raises InvalidRequestError naming the field, its value and
+what it may be; what it returns needs no further checks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from common.errors import (
+    ConfigError,
+    DeadlineError,
+    HandshakeError,
+    InternalError,
+    InvalidRequestError,
+    ModelError,
+    OutriderError,
+    OverloadedError,
+    PrecisionError,
+    PromptError,
+    UnavailableError,
+)
+from common.types import (
+    Draft,
+    FinishReason,
+    GeneratedTokens,
+    GenerateMode,
+    OpenSession,
+    Outcome,
+    Peer,
+    SamplingParams,
+    ServerInfo,
+    StepTiming,
+    StopParams,
+    Verdict,
+)
+from outrider.v1 import verifier_pb2 as pb
+
+ERROR_DOMAIN = "outrider"
+
+Key = TypeVar("Key")
+
+_OUTCOMES: dict[Outcome, pb.Outcome] = {
+    Outcome.VERIFIED: pb.OUTCOME_VERIFIED,
+    Outcome.STALE: pb.OUTCOME_STALE,
+    Outcome.MISMATCH: pb.OUTCOME_MISMATCH,
+}
+_FINISH_REASONS: dict[FinishReason | None, pb.FinishReason] = {
+    None: pb.FINISH_REASON_UNSPECIFIED,
+    FinishReason.EOS: pb.FINISH_REASON_EOS,
+    FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
+    FinishReason.MAX_NEW_TOKENS: pb.FINISH_REASON_MAX_NEW_TOKENS,
+    FinishReason.CONTEXT_LENGTH: pb.FINISH_REASON_CONTEXT_LENGTH,
+}
+_MODES: dict[GenerateMode, pb.GenerateMode] = {
+    GenerateMode.STOCK: pb.GENERATE_MODE_STOCK,
+    GenerateMode.OPTIMIZED: pb.GENERATE_MODE_OPTIMIZED,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WireLimits:
+    """States what a receiving server allows in a message."""
+
+    vocab_size: int
+    max_draft_tokens: int
+
+
+# --- opening -------------------------------------------------------------------------------
+
+
+def open_to_proto(opening: OpenSession) -> pb.OpenSession:
+    """Converts an OpenSession."""
+    stop = opening.stop
+    return pb.OpenSession(
+        peer=pb.Peer(
+            protocol_version=opening.peer.protocol_version,
+            tokenizer_fingerprint=opening.peer.tokenizer_fingerprint,
+            vocab_size=opening.peer.vocab_size,
+            dtype=opening.peer.dtype,
+        ),
+        prompt_token_ids=opening.prompt_token_ids,
+        generated_token_ids=opening.generated_token_ids,
+        sampling=pb.SamplingParams(
+            temperature=opening.sampling.temperature,
+            top_k=opening.sampling.top_k,
+            top_p=opening.sampling.top_p,
+            seed=opening.sampling.seed,
+        ),
+        stop=pb.StopParams(
+            max_new_tokens=stop.max_new_tokens,
+            eos_token_ids=stop.eos_token_ids or (),
+            ignore_eos=stop.eos_token_ids == (),
+            stop_strings=stop.stop_strings,
+        ),
+    )
+
+
+def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
+    """Converts and validates an OpenSession."""
+    if not message.prompt_token_ids:
+        raise InvalidRequestError("prompt_token_ids is empty; send at least one token")
+    return OpenSession(
+        peer=Peer(
+            protocol_version=message.peer.protocol_version,
+            tokenizer_fingerprint=message.peer.tokenizer_fingerprint,
+            vocab_size=message.peer.vocab_size,
+            dtype=message.peer.dtype,
+        ),
+        prompt_token_ids=_token_ids("prompt_token_ids", message.prompt_token_ids, limits),
+        generated_token_ids=_token_ids("generated_token_ids", message.generated_token_ids, limits),
+        sampling=_sampling_from_proto(message.sampling),
+        stop=_stop_from_proto(message.stop, limits),
+    )
+
+
+def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
+    if not 0 <= message.temperature <= 100:
+        raise InvalidRequestError(
+            f"sampling.temperature is {message.temperature}; it must lie in [0, 100]"
+        )
+    if not 0 <= message.top_p <= 1:
+        raise InvalidRequestError(f"sampling.top_p is {message.top_p}; it must lie in [0, 1]")
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p or 1.0,
+        seed=message.seed,
+    )
+
+
+def _stop_from_proto(message: pb.StopParams, limits: WireLimits) -> StopParams:
+    if message.max_new_tokens < 1:
+        raise InvalidRequestError("stop.max_new_tokens is 0; it must be at least 1")
+    if "" in message.stop_strings:
+        raise InvalidRequestError("stop.stop_strings holds an empty string")
+    eos = _token_ids("stop.eos_token_ids", message.eos_token_ids, limits) or None
+    return StopParams(
+        max_new_tokens=message.max_new_tokens,
+        eos_token_ids=() if message.ignore_eos else eos,
+        stop_strings=tuple(message.stop_strings),
+    )
+
+
+def _token_ids(field: str, ids: Sequence[int], limits: WireLimits) -> tuple[int, ...]:
+    if ids and max(ids) >= limits.vocab_size:
+        raise InvalidRequestError(
+            f"{field} holds {max(ids)}, outside the vocabulary of {limits.vocab_size} tokens"
+        )
+    return tuple(ids)
+
+
+# --- verifying -----------------------------------------------------------------------------
+
+
+def draft_to_proto(draft: Draft) -> pb.VerifyRequest:
+    """Converts a Draft."""
+    return pb.VerifyRequest(
+        step_id=draft.step_id,
+        position=draft.position,
+        epoch=draft.epoch,
+        confirmed_token_ids=draft.confirmed_token_ids,
+        draft_token_ids=draft.token_ids,
+    )
+
+
+def draft_from_proto(message: pb.VerifyRequest, limits: WireLimits) -> Draft:
+    """Converts and validates a VerifyRequest."""
+    if message.step_id == 0:
+        raise InvalidRequestError("step_id is 0; the first is 1")
+    if len(message.draft_token_ids) > limits.max_draft_tokens:
+        raise InvalidRequestError(
+            f"draft_token_ids holds {len(message.draft_token_ids)} tokens; "
+            f"this server takes at most {limits.max_draft_tokens} a round"
+        )
+    return Draft(
+        step_id=message.step_id,
+        position=message.position,
+        epoch=message.epoch,
+        token_ids=_token_ids("draft_token_ids", message.draft_token_ids, limits),
+        confirmed_token_ids=_token_ids("confirmed_token_ids", message.confirmed_token_ids, limits),
+    )
+
+
+def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
+    """Converts a Verdict."""
+    return pb.Verdict(
+        step_id=verdict.step_id,
+        epoch=verdict.epoch,
+        outcome=_OUTCOMES[verdict.outcome],
+        position=verdict.position,
+        accepted_count=verdict.accepted,
+        next_token_id=verdict.next_token_id,
+        finish_reason=_FINISH_REASONS[verdict.finish_reason],
+        timing=timing_to_proto(verdict.timing),
+    )
+
+
+def verdict_from_proto(message: pb.Verdict) -> Verdict:
+    """Converts and validates a Verdict."""
+    return Verdict(
+        step_id=message.step_id,
+        epoch=message.epoch,
+        outcome=_lookup("verdict.outcome", _OUTCOMES, message.outcome),
+        position=message.position,
+        accepted=message.accepted_count,
+        next_token_id=message.next_token_id if message.HasField("next_token_id") else None,
+        finish_reason=_lookup("verdict.finish_reason", _FINISH_REASONS, message.finish_reason),
+        timing=timing_from_proto(message.timing),
+    )
+
+
+def timing_to_proto(timing: StepTiming) -> pb.StepTiming:
+    """Converts a StepTiming."""
+    return pb.StepTiming(
+        queued_ns=timing.queued_ns,
+        batched_ns=timing.batched_ns,
+        computed_ns=timing.computed_ns,
+        total_ns=timing.total_ns,
+        busy_ns=timing.busy_ns,
+        step_sessions=timing.step_sessions,
+        step_tokens=timing.step_tokens,
+        forward_passes=timing.forward_passes,
+    )
+
+
+def timing_from_proto(message: pb.StepTiming) -> StepTiming:
+    """Converts a StepTiming."""
+    return StepTiming(
+        queued_ns=message.queued_ns,
+        batched_ns=message.batched_ns,
+        computed_ns=message.computed_ns,
+        total_ns=message.total_ns,
+        busy_ns=message.busy_ns,
+        step_sessions=message.step_sessions,
+        step_tokens=message.step_tokens,
+        forward_passes=message.forward_passes,
+    )
+
+
+def _lookup(field: str, table: Mapping[Key, int], value: int) -> Key:
+    for ours, theirs in table.items():
+        if theirs == value:
+            return ours
+    raise InvalidRequestError(f"{field} is {value}, which this protocol version does not know")
+
+
+# --- generating ----------------------------------------------------------------------------
+
+
+def generate_to_proto(mode: GenerateMode, opening: OpenSession) -> pb.GenerateRequest:
+    """Converts a request for a cloud arm."""
+    return pb.GenerateRequest(mode=_MODES[mode], open=open_to_proto(opening))
+
+
+def generate_from_proto(
+    message: pb.GenerateRequest, limits: WireLimits
+) -> tuple[GenerateMode, OpenSession]:
+    """Converts and validates a request for a cloud arm."""
+    return _lookup("mode", _MODES, message.mode), open_from_proto(message.open, limits)
+
+
+def generated_to_proto(tokens: GeneratedTokens) -> pb.GenerateResponse:
+    """Converts a piece of a cloud arm's output."""
+    return pb.GenerateResponse(
+        token_ids=tokens.token_ids,
+        finish_reason=_FINISH_REASONS[tokens.finish_reason],
+        timing=timing_to_proto(tokens.timing),
+    )
+
+
+def generated_from_proto(message: pb.GenerateResponse) -> GeneratedTokens:
+    """Converts a piece of a cloud arm's output."""
+    return GeneratedTokens(
+        token_ids=tuple(message.token_ids),
+        finish_reason=_lookup("finish_reason", _FINISH_REASONS, message.finish_reason),
+        timing=timing_from_proto(message.timing),
+    )
+
+
+# --- server info ---------------------------------------------------------------------------
+
+
+def info_to_proto(info: ServerInfo) -> pb.ServerInfo:
+    """Converts a ServerInfo."""
+    return pb.ServerInfo(
+        protocol_version=info.protocol_version,
+        server_version=info.server_version,
+        model_name=info.model_name,
+        model_fingerprint=info.model_fingerprint,
+        tokenizer_fingerprint=info.tokenizer_fingerprint,
+        vocab_size=info.vocab_size,
+        dtype=info.dtype,
+        cache_dtype=info.cache_dtype,
+        checkpoint_dtype=info.checkpoint_dtype,
+        device=info.device,
+        context_length=info.context_length,
+        eos_token_ids=info.eos_token_ids,
+        limits=pb.Limits(
+            max_sessions=info.max_sessions,
+            max_draft_tokens=info.max_draft_tokens,
+            token_budget=info.token_budget,
+            cache_tokens=info.cache_tokens,
+            max_message_bytes=info.max_message_bytes,
+            idle_session_seconds=info.idle_session_seconds,
+        ),
+        precision=info.precision,
+        environment=info.environment,
+    )
+
+
+def info_from_proto(message: pb.ServerInfo) -> ServerInfo:
+    """Converts a ServerInfo."""
+    return ServerInfo(
+        protocol_version=message.protocol_version,
+        server_version=message.server_version,
+        model_name=message.model_name,
+        model_fingerprint=message.model_fingerprint,
+        tokenizer_fingerprint=message.tokenizer_fingerprint,
+        vocab_size=message.vocab_size,
+        dtype=message.dtype,
+        cache_dtype=message.cache_dtype,
+        checkpoint_dtype=message.checkpoint_dtype,
+        device=message.device,
+        context_length=message.context_length,
+        eos_token_ids=tuple(message.eos_token_ids),
+        max_sessions=message.limits.max_sessions,
+        max_draft_tokens=message.limits.max_draft_tokens,
+        token_budget=message.limits.token_budget,
+        cache_tokens=message.limits.cache_tokens,
+        max_message_bytes=message.limits.max_message_bytes,
+        idle_session_seconds=message.limits.idle_session_seconds,
+        precision=dict(message.precision),
+        environment=dict(message.environment),
+    )
+
+
+# --- handshake -----------------------------------------------------------------------------
+
+
+def check_handshake(client: Peer, server: Peer) -> None:
+    """Refuses two ends that do not fit together; a field the client left empty is not checked.
+
+    Raises HandshakeError, or PrecisionError for the dtype, naming both values.
+    """
+    ours, theirs = server.protocol_version, client.protocol_version
+    if theirs and theirs.split(".")[0] != ours.split(".")[0]:
+        raise HandshakeError(
+            f"protocol version: client {theirs}, server {ours}; install the same major version"
+        )
+    if client.dtype and client.dtype != server.dtype:
+        raise PrecisionError(
+            f"precision: client {client.dtype}, server {server.dtype}; set edge.dtype and "
+            "cloud.dtype to the same value"
+        )
+    if (
+        client.tokenizer_fingerprint
+        and client.tokenizer_fingerprint != server.tokenizer_fingerprint
+    ):
+        raise HandshakeError(
+            f"tokenizer: client {client.tokenizer_fingerprint[:12]} ({client.vocab_size} entries), "
+            f"server {server.tokenizer_fingerprint[:12]} ({server.vocab_size} entries); "
+            "use a draft model trained with the target's tokenizer"
+        )
+
+
+# --- errors --------------------------------------------------------------------------------
+
+_BY_REASON: dict[str, type[OutriderError]] = {
+    error.reason: error
+    for error in (
+        ConfigError,
+        PromptError,
+        ModelError,
+        PrecisionError,
+        HandshakeError,
+        InvalidRequestError,
+        UnavailableError,
+        OverloadedError,
+        DeadlineError,
+        InternalError,
+    )
+}
+
+
+def status_code(error: OutriderError) -> int:
+    """Returns the canonical gRPC status code of an error."""
+    return int(code_pb2.Code.Value(error.status))
+
+
+def error_to_proto(error: OutriderError) -> pb.EntryError:
+    """Converts the error of one entry of a batch."""
+    return pb.EntryError(code=status_code(error), reason=error.reason, message=str(error))
+
+
+def error_details(error: OutriderError) -> bytes:
+    """Returns the google.rpc.Status, serialized, for the `grpc-status-details-bin` trailer."""
+    info = any_pb2.Any()
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
+    status = status_pb2.Status(code=status_code(error), message=str(error), details=[info])
+    return bytes(status.SerializeToString())
+
+
+def error_from_details(details: bytes | None, message: str) -> OutriderError | None:
+    """Rebuilds the error a server sent, or returns None when the details are not ours."""
+    for packed in status_pb2.Status.FromString(details or b"").details:
+        info = error_details_pb2.ErrorInfo()
+        if packed.Unpack(info) and info.domain == ERROR_DOMAIN and info.reason in _BY_REASON:
+            return _BY_REASON[info.reason](message)
+    return None
