@@ -189,7 +189,7 @@ def ragged_attention(
         if given is not None and given is not False and not _is_zero(given):
             raise ModelError(
                 f"{type(module).__name__} passes `{name}` to its attention, which this engine "
-                "does not reproduce: choose a model of another architecture"
+                "does not reproduce"
             )
     call = LayerCall(
         layer=_layer_index(module),
@@ -207,7 +207,7 @@ def _is_zero(given: object) -> bool:
 def _layer_index(module: nn.Module) -> int:
     index = getattr(module, "layer_idx", None)
     if not isinstance(index, int):
-        raise ModelError(f"{type(module).__name__} has no `layer_idx`: its cache has no place here")
+        raise ModelError(f"{type(module).__name__} has no `layer_idx` that names its layer")
     return index
 
 

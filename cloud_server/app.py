@@ -1,0 +1,208 @@
+"""The server process: puts the parts together, says READY, and drains when told to."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import SERVICE_NAME as HEALTH
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+from prometheus_client import start_http_server
+
+from cloud_server.engine import CloudModel, Engine
+from cloud_server.generate import StockGenerator
+from cloud_server.host import Host
+from cloud_server.interceptors import ErrorInterceptor
+from cloud_server.metrics import Metrics
+from cloud_server.servicer import VerifierServicer
+from common import PROTOCOL_VERSION
+from common.config import CloudSection, Config
+from common.errors import ConfigError, UnavailableError
+from common.lm import precision
+from common.types import ServerInfo
+from outrider.v1 import verifier_pb2, verifier_pb2_grpc
+
+logger = logging.getLogger(__name__)
+
+SERVICE = verifier_pb2.DESCRIPTOR.services_by_name["Verifier"].full_name
+
+
+def serve(model_path: str, config: Config) -> None:
+    """Serves until SIGTERM or SIGINT has drained it; prints the one READY line on stdout."""
+    cloud = config.cloud
+    if cloud.token_budget <= cloud.max_draft_tokens:
+        raise ConfigError(
+            f"cloud.token_budget = {cloud.token_budget} must exceed cloud.max_draft_tokens = "
+            f"{cloud.max_draft_tokens}: a draft and its bonus token share one forward"
+        )
+    policy = apply_precision(cloud)
+    model = CloudModel(
+        model_path, dtype=cloud.dtype, device=cloud.device, cache_tokens=cloud.cache_tokens
+    )
+    asyncio.run(_serve(model, cloud, policy))
+
+
+def apply_precision(cloud: CloudSection) -> precision.PrecisionReport:
+    """Sets threads and the precision policy of this process."""
+    if cloud.threads is not None:
+        torch.set_num_threads(cloud.threads)
+    return precision.apply_policy(cloud.dtype)
+
+
+async def _serve(model: CloudModel, cloud: CloudSection, policy: precision.PrecisionReport) -> None:
+    metrics = Metrics()
+    engine = Engine(
+        model,
+        token_budget=cloud.token_budget,
+        prefill_chunk=cloud.prefill_chunk,
+        clock=time.monotonic_ns,
+        on_step=metrics.observe_step,
+    )
+    host = Host(
+        engine=engine,
+        loaded=model.loaded,
+        info=describe(model, cloud, policy),
+        limits=cloud,
+        metrics=metrics,
+        clock=time.monotonic_ns,
+    )
+    servicer = VerifierServicer(
+        host, StockGenerator(model.stock, model.loaded.vocab_size, time.monotonic_ns)
+    )
+    told_to_stop = _signals()
+    async with _metrics_server(cloud, metrics) as metrics_address:
+        server, address, health_service = await _grpc_server(cloud, servicer, metrics)
+        engine.start()
+        expiry = asyncio.create_task(servicer.expire_idle())
+        print(f"READY grpc={address} metrics={metrics_address}", flush=True)
+        await told_to_stop.get()
+        logger.info("draining for at most %s s; a second signal stops at once", cloud.drain_seconds)
+        await health_service.enter_graceful_shutdown()
+        draining = asyncio.ensure_future(server.stop(cloud.drain_seconds))
+        again = asyncio.ensure_future(told_to_stop.get())
+        await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
+        await server.stop(0)
+        expiry.cancel()
+        await servicer.close()
+        engine.stop()
+
+
+def _signals() -> asyncio.Queue[int]:
+    received: asyncio.Queue[int] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received.put_nowait, number)
+    return received
+
+
+@asynccontextmanager
+async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterator[str]:
+    host, port = _split(cloud.metrics_listen, "metrics_listen")
+    try:
+        server, thread = start_http_server(port, host, registry=metrics.registry)
+    except OSError as error:
+        raise _cannot_listen("metrics_listen", cloud.metrics_listen, error) from None
+    try:
+        yield f"{host}:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+async def _grpc_server(
+    cloud: CloudSection, servicer: VerifierServicer, metrics: Metrics
+) -> tuple[grpc.aio.Server, str, health.HealthServicer]:
+    server = grpc.aio.server(
+        interceptors=[ErrorInterceptor(lambda reason: metrics.errors.labels(reason).inc())],
+        options=[
+            ("grpc.max_receive_message_length", cloud.max_message_bytes),
+            ("grpc.max_send_message_length", cloud.max_message_bytes),
+            ("grpc.so_reuseport", 0),
+        ],
+    )
+    verifier_pb2_grpc.add_VerifierServicer_to_server(servicer, server)
+    health_service = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
+    for name in ("", SERVICE):
+        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
+    host, _ = _split(cloud.listen, "listen")
+    try:
+        port = server.add_insecure_port(cloud.listen)
+    except RuntimeError as error:
+        raise _cannot_listen("listen", cloud.listen, error) from None
+    await server.start()
+    return server, f"{host}:{port}", health_service
+
+
+def _split(address: str, key: str) -> tuple[str, int]:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or int(port) > 65535:
+        raise ConfigError(
+            f"cloud.{key} = {address!r}: write it as HOST:PORT (port 0: any free one)"
+        )
+    return host.strip("[]"), int(port)
+
+
+def _cannot_listen(key: str, address: str, error: Exception) -> UnavailableError:
+    return UnavailableError(
+        f"cannot listen on {address} ({error}); choose another address with cloud.{key}, "
+        "or port 0 for any free one"
+    )
+
+
+def describe(
+    model: CloudModel, cloud: CloudSection, policy: precision.PrecisionReport
+) -> ServerInfo:
+    """States what this server is, as GetServerInfo answers it."""
+    loaded = model.loaded
+    environment = {name: version(name) for name in ("torch", "transformers", "grpcio", "protobuf")}
+    return ServerInfo(
+        protocol_version=PROTOCOL_VERSION,
+        server_version=version("outrider"),
+        model_name=Path(loaded.name).name,
+        model_fingerprint=loaded.model_fingerprint,
+        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
+        vocab_size=loaded.vocab_size,
+        dtype=precision.dtype_name(model.dtype),
+        cache_dtype=precision.dtype_name(model.cache.dtype),
+        checkpoint_dtype=loaded.checkpoint_dtype,
+        device=_device_name(loaded.device),
+        context_length=loaded.context_length,
+        eos_token_ids=loaded.eos_token_ids,
+        max_sessions=cloud.max_sessions,
+        max_draft_tokens=cloud.max_draft_tokens,
+        token_budget=cloud.token_budget,
+        cache_tokens=cloud.cache_tokens,
+        max_message_bytes=cloud.max_message_bytes,
+        idle_session_seconds=cloud.idle_session_seconds,
+        precision=policy.settings,
+        environment=environment
+        | {
+            "python": platform.python_version(),
+            "threads": str(torch.get_num_threads()),
+            "cores": str(len(os.sched_getaffinity(0))),
+            "platform": f"{sys.platform} {platform.machine()}",
+        },
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return str(device)

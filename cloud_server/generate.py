@@ -1,0 +1,111 @@
+"""The `cloud` arm: stock Hugging Face generate, streamed token by token.
+
+It runs the unmodified module over the same weights, one request at a time, on a
+thread of its own; only the end of the text (common/stopping.py) and the choice
+of a token at a temperature (common/lm/sampling.py) are ours, through the
+extension points generate offers for both.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from cloud_server.engine import Clock
+from common.lm.sampling import PositionKeyedSampling
+from common.stopping import Stopper
+from common.types import GeneratedTokens, SamplingParams, StepTiming
+
+
+@dataclass(slots=True)
+class StockRequest:
+    """Is one generation: where its tokens go, and whether anybody still wants them."""
+
+    tokens: tuple[int, ...]
+    sampling: SamplingParams
+    stopper: Stopper
+    arrived_ns: int
+    tell: Callable[[GeneratedTokens], None]
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+
+class StockGenerator:
+    """Runs stock generate; `run` blocks, and is called on one worker thread."""
+
+    def __init__(self, model: PreTrainedModel, vocab_size: int, clock: Clock) -> None:
+        self._model = model
+        # What a checkpoint's generation_config.json asks for (penalties, temperature, its own
+        # end tokens) would otherwise be merged into ours.
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+        self._logits_width: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
+        self._vocab_size = vocab_size
+        self._clock = clock
+
+    @torch.inference_mode()
+    def run(self, request: StockRequest) -> None:
+        """Generates to the end of the text or until cancelled."""
+        if request.cancelled.is_set():
+            return
+        input_ids = torch.tensor([request.tokens], device=self._model.device)
+        self._model.generate(  # type: ignore[operator]
+            input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                do_sample=False,
+                use_cache=True,
+                max_new_tokens=request.stopper.remaining,
+                pad_token_id=0,
+            ),
+            logits_processor=self._processors(request.sampling),
+            stopping_criteria=StoppingCriteriaList([_Follower(request, self._clock)]),
+        )
+
+    def _processors(self, sampling: SamplingParams) -> LogitsProcessorList:
+        """Returns none for plain greedy, which stock generate does by itself."""
+        if sampling.temperature == 0 and self._logits_width == self._vocab_size:
+            return LogitsProcessorList()
+        return LogitsProcessorList([PositionKeyedSampling(sampling, self._vocab_size)])
+
+
+class _Follower(StoppingCriteria):
+    """Sees each token as generate makes it: applies the stop rule, and passes the token on."""
+
+    def __init__(self, request: StockRequest, clock: Clock) -> None:
+        self._request = request
+        self._clock = clock
+        self._step_tokens = len(request.tokens)
+        self._started_ns = clock()
+        self._last_ns = request.arrived_ns
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **kwargs: object
+    ) -> torch.Tensor:
+        """Returns bool `[batch]`: whether the text, or the client's interest in it, has ended."""
+        now = self._clock()
+        request = self._request
+        kept = request.stopper.push([int(input_ids[0, -1])])
+        computed_ns = now - self._started_ns
+        timing = StepTiming(
+            queued_ns=self._started_ns - self._last_ns,
+            computed_ns=computed_ns,
+            total_ns=now - self._last_ns,
+            busy_ns=computed_ns,
+            step_sessions=1,
+            step_tokens=self._step_tokens,
+            forward_passes=1,
+        )
+        self._started_ns = self._last_ns = now
+        self._step_tokens = 1
+        request.tell(GeneratedTokens(kept.token_ids, kept.finish_reason, timing))
+        over = kept.finish_reason is not None or request.cancelled.is_set()
+        return torch.full((input_ids.shape[0],), over, device=input_ids.device)

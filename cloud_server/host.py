@@ -1,0 +1,245 @@
+"""What all sessions of a server share, and a session that is alive on it.
+
+This is the seam between the event loop and the engine thread: requests cross
+as jobs, answers come back through the loop, and nobody waits for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from cloud_server.engine import Clock, Engine, Job
+from cloud_server.metrics import Metrics
+from cloud_server.sessions import Check, TargetSession
+from common.config import CloudSection
+from common.detokenizer import Detokenizer
+from common.errors import OutriderError, OverloadedError
+from common.lm.loading import LoadedModel
+from common.types import (
+    Draft,
+    GeneratedTokens,
+    OpenSession,
+    Peer,
+    ServerInfo,
+    StepTiming,
+    Verdict,
+)
+from common.wire import WireLimits, check_handshake
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class Host:
+    """Holds the engine, the limits and the books of one server."""
+
+    engine: Engine
+    loaded: LoadedModel
+    info: ServerInfo
+    limits: CloudSection
+    metrics: Metrics
+    clock: Clock
+    num_sessions: int = 0
+
+    @property
+    def peer(self) -> Peer:
+        """This server's side of the handshake."""
+        info = self.info
+        return Peer(info.protocol_version, info.tokenizer_fingerprint, info.vocab_size, info.dtype)
+
+    @property
+    def wire_limits(self) -> WireLimits:
+        """What a message may hold."""
+        return WireLimits(self.info.vocab_size, self.limits.max_draft_tokens)
+
+    @asynccontextmanager
+    async def admit(self, state: TargetSession) -> AsyncIterator[None]:
+        """Counts one session or generation; raises OverloadedError when the server is full."""
+        if self.num_sessions >= self.limits.max_sessions:
+            raise OverloadedError(
+                f"this server already serves {self.num_sessions} sessions, its maximum; "
+                "retry later or raise cloud.max_sessions"
+            )
+        self.num_sessions += 1
+        self.metrics.sessions.inc()
+        self.metrics.prompt_tokens.inc(len(state.history))
+        try:
+            yield
+        finally:
+            self.num_sessions -= 1
+            self.metrics.sessions.dec()
+
+    @asynccontextmanager
+    async def open(self, opening: OpenSession) -> AsyncIterator[LiveSession]:
+        """Opens a session for the length of an `async with` block.
+
+        Raises the errors of the handshake, PromptError, and OverloadedError.
+        """
+        state = self.new_state(opening)
+        async with self.admit(state):
+            reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            self.engine.allocate(state.capacity, *_resolve(reservation))
+            try:
+                handle = await asyncio.shield(reservation)
+            except asyncio.CancelledError:
+                reservation.add_done_callback(self._release_unwanted)
+                raise
+            try:
+                yield LiveSession(self, state, handle)
+            finally:
+                self.engine.release(handle)
+
+    def new_state(self, opening: OpenSession) -> TargetSession:
+        """Checks an opening and makes its pure state; raises as `open` does."""
+        check_handshake(opening.peer, self.peer)
+        return TargetSession(
+            opening,
+            context_length=self.info.context_length,
+            model_eos=self.info.eos_token_ids,
+            detokenizer=lambda: Detokenizer(self.loaded.tokenizer),
+        )
+
+    def _release_unwanted(self, reservation: asyncio.Future[int]) -> None:
+        """Gives back cache that was granted after its session had gone."""
+        if not reservation.cancelled() and reservation.exception() is None:
+            self.engine.release(reservation.result())
+
+
+class LiveSession:
+    """Is a session with a place in the engine; it lives as long as its stream."""
+
+    def __init__(self, host: Host, state: TargetSession, handle: int) -> None:
+        self.state = state
+        self._host = host
+        self._handle = handle
+        self._prompt_timing = StepTiming()
+
+    def prefill(self) -> None:
+        """Sends the prompt, but for its last token, through the target; waits for nothing."""
+
+        def done(_: list[int], timing: StepTiming) -> None:
+            self._prompt_timing = timing
+
+        # A failure here shows again, and is answered, in the verify that follows.
+        prompt = self.state.history[:-1]
+        if prompt:
+            self._host.engine.submit(self._job(prompt, len(prompt), 0, done, lambda _: None))
+
+    async def verify(self, draft: Draft) -> Verdict:
+        """Answers one verify request; see TargetSession.admit for the errors."""
+        arrived_ns = self._host.clock()
+        admitted = self.state.admit(draft)
+        if isinstance(admitted, Verdict):
+            return admitted
+        answer: asyncio.Future[tuple[list[int], StepTiming]]
+        answer = asyncio.get_running_loop().create_future()
+        resolve, fail = _resolve(answer)
+        self._host.engine.submit(
+            self._check_job(admitted, lambda *judged: resolve(judged), fail, arrived_ns)
+        )
+        choices, timing = await answer
+        verdict = self.state.settle(draft, admitted, choices)
+        timing = self._with_prompt(timing)
+        verdict = replace(verdict, timing=replace(timing, total_ns=self._host.clock() - arrived_ns))
+        self.state.remember(verdict)
+        self._host.metrics.observe_verdict(draft, verdict)
+        return verdict
+
+    async def decode(self) -> AsyncIterator[GeneratedTokens]:
+        """Makes the rest of the text with zero drafts: the same admit, check and settle.
+
+        The next step is queued by the engine thread itself, so that it never
+        waits for the event loop.
+        """
+        made: asyncio.Queue[GeneratedTokens | OutriderError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(item: GeneratedTokens | OutriderError) -> None:
+            loop.call_soon_threadsafe(made.put_nowait, item)
+
+        def next_job(arrived_ns: int) -> Job:
+            draft = Draft(step_id=self.state.position, position=self.state.position, epoch=0)
+            check = self.state.admit(draft)
+            assert isinstance(check, Check)
+
+            def settle(choices: list[int], timing: StepTiming) -> Job | None:
+                verdict = self.state.settle(draft, check, choices)
+                tell(
+                    GeneratedTokens((choices[0],), verdict.finish_reason, self._with_prompt(timing))
+                )
+                return None if self.state.finished else next_job(self._host.clock())
+
+            return self._check_job(check, settle, tell, arrived_ns)
+
+        self._host.engine.submit(next_job(self._host.clock()))
+        while True:
+            item = await made.get()
+            if isinstance(item, OutriderError):
+                raise item
+            self._host.metrics.generation_tokens.inc(len(item.token_ids))
+            yield item
+            if item.finish_reason is not None:
+                return
+
+    def _check_job(
+        self,
+        check: Check,
+        then: Callable[[list[int], StepTiming], Job | None],
+        failed: Callable[[OutriderError], None],
+        arrived_ns: int,
+    ) -> Job:
+        tokens = [*check.context, *check.guesses]
+        job = self._job(tokens, check.valid, len(check.guesses) + 1, then, failed)
+        job.arrived_ns = arrived_ns
+        return job
+
+    def _job(
+        self,
+        tokens: list[int],
+        valid: int,
+        num_logits: int,
+        then: Callable[[list[int], StepTiming], Job | None],
+        failed: Callable[[OutriderError], None],
+    ) -> Job:
+        return Job(
+            session=self._handle,
+            tokens=tokens,
+            valid=valid,
+            num_logits=num_logits,
+            sampling=self.state.sampling,
+            arrived_ns=self._host.clock(),
+            then=then,
+            failed=failed,
+        )
+
+    def _with_prompt(self, timing: StepTiming) -> StepTiming:
+        """Adds the target's work on the prompt, once, to the first judged step."""
+        prompt, self._prompt_timing = self._prompt_timing, StepTiming()
+        return replace(
+            timing,
+            busy_ns=timing.busy_ns + prompt.busy_ns,
+            forward_passes=timing.forward_passes + prompt.forward_passes,
+        )
+
+
+def _resolve(
+    future: asyncio.Future[Answer],
+) -> tuple[Callable[[Answer], None], Callable[[OutriderError], None]]:
+    """Returns callbacks for the engine thread that set a future's result or exception."""
+    loop = future.get_loop()
+
+    def settle(apply: Callable[[], None]) -> None:
+        if not future.done():
+            apply()
+
+    def resolve(answer: Answer) -> None:
+        loop.call_soon_threadsafe(settle, lambda: future.set_result(answer))
+
+    def fail(error: OutriderError) -> None:
+        loop.call_soon_threadsafe(settle, lambda: future.set_exception(error))
+
+    return resolve, fail

@@ -1,0 +1,71 @@
+"""Prometheus metrics: raw counts, named as vLLM names them where the meaning is the same."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from cloud_server.engine import StepReport
+from common.types import Draft, Outcome, Verdict
+
+_TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_SESSIONS_PER_STEP = (1, 2, 4, 8, 16, 32, 64)
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+
+
+class Metrics:
+    """Holds the counters of one server in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+
+        def counter(name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
+            return Counter(f"outrider_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            return Histogram(f"outrider_{name}", text, buckets=buckets, registry=registry)
+
+        self.drafts = counter("spec_decode_num_drafts", "Verified rounds with at least one guess")
+        self.draft_tokens = counter("spec_decode_num_draft_tokens", "Guesses received")
+        self.accepted_tokens = counter("spec_decode_num_accepted_tokens", "Guesses accepted")
+        self.accepted_per_pos = counter(
+            "spec_decode_num_accepted_tokens_per_pos",
+            "Guesses accepted, by their place in the draft",
+            ("position",),
+        )
+        self.prompt_tokens = counter("prompt_tokens", "Tokens of opened prompts")
+        self.generation_tokens = counter("generation_tokens", "Output tokens")
+        self.errors = counter("request_errors", "Requests that failed, by reason", ("reason",))
+        self.sessions = Gauge(
+            "outrider_num_requests_running",
+            "Sessions and generations now open",
+            registry=registry,
+        )
+        self.step_tokens = histogram("iteration_tokens", "Tokens in one forward", _TOKENS_PER_STEP)
+        self.step_sessions = histogram(
+            "iteration_sessions", "Sessions in one forward", _SESSIONS_PER_STEP
+        )
+        self.step_seconds = histogram(
+            "iteration_seconds", "Duration of one forward and its sampling", _SECONDS
+        )
+        self.queue_seconds = histogram(
+            "request_queue_time_seconds", "A verify request's wait before its forward", _SECONDS
+        )
+
+    def observe_step(self, report: StepReport) -> None:
+        """Counts one forward."""
+        self.step_tokens.observe(report.tokens)
+        self.step_sessions.observe(report.sessions)
+        self.step_seconds.observe(report.computed_ns / 1e9)
+
+    def observe_verdict(self, draft: Draft, verdict: Verdict) -> None:
+        """Counts one verified round."""
+        if verdict.outcome is not Outcome.VERIFIED:
+            return
+        self.generation_tokens.inc(verdict.accepted + (verdict.next_token_id is not None))
+        self.queue_seconds.observe(verdict.timing.queued_ns / 1e9)
+        if draft.token_ids:
+            self.drafts.inc()
+            self.draft_tokens.inc(len(draft.token_ids))
+            self.accepted_tokens.inc(verdict.accepted)
+            for position in range(verdict.accepted):
+                self.accepted_per_pos.labels(str(position)).inc()

@@ -1,0 +1,181 @@
+"""The Verifier service: messages in, messages out; what they mean is decided elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc.aio
+
+from cloud_server.generate import StockGenerator, StockRequest
+from cloud_server.host import Host, LiveSession
+from common import wire
+from common.errors import InvalidRequestError, OutriderError
+from common.types import GeneratedTokens, GenerateMode, OpenSession
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1 import verifier_pb2_grpc
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+@dataclass(slots=True)
+class _UnarySession:
+    """Is a session reached by its token instead of a stream."""
+
+    live: LiveSession
+    stack: AsyncExitStack
+    used_ns: int
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
+    """Serves the contract of proto/outrider/v1/verifier.proto."""
+
+    def __init__(self, host: Host, stock: StockGenerator) -> None:
+        self._host = host
+        self._stock = stock
+        self._stock_turn = asyncio.Lock()
+        self._unary: dict[bytes, _UnarySession] = {}
+
+    async def Session(
+        self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
+    ) -> AsyncIterator[pb.SessionResponse]:
+        """Holds one session: opens it, then answers each verify request in order."""
+        limits = self._host.wire_limits
+        first = await anext(aiter(request_iterator), None)
+        if first is None or first.WhichOneof("message") != "open":
+            raise InvalidRequestError("the first message of a session must be `open`")
+        async with self._host.open(wire.open_from_proto(first.open, limits)) as live:
+            live.prefill()
+            yield pb.SessionResponse(
+                opened=pb.SessionOpened(
+                    position=live.state.position, context_length=self._host.info.context_length
+                )
+            )
+            async for request in request_iterator:
+                if request.WhichOneof("message") != "verify":
+                    raise InvalidRequestError("a session is opened once; send `verify` messages")
+                verdict = await live.verify(wire.draft_from_proto(request.verify, limits))
+                yield pb.SessionResponse(verdict=wire.verdict_to_proto(verdict))
+
+    async def VerifyBatch(
+        self, request: pb.VerifyBatchRequest, context: Context
+    ) -> pb.VerifyBatchResponse:
+        """Verifies all entries side by side, so that they share forwards."""
+        results = await asyncio.gather(*(self._verify_entry(entry) for entry in request.entries))
+        return pb.VerifyBatchResponse(results=results)
+
+    async def _verify_entry(self, entry: pb.VerifyBatchEntry) -> pb.VerifyBatchResult:
+        token = entry.session_token
+        try:
+            if entry.WhichOneof("session") == "open":
+                opening = wire.open_from_proto(entry.open, self._host.wire_limits)
+                token = await self._open_unary(opening)
+            session = self._unary.get(token)
+            if session is None:
+                return pb.VerifyBatchResult(
+                    error=pb.EntryError(
+                        code=grpc.StatusCode.NOT_FOUND.value[0],
+                        reason="NOT_FOUND",
+                        message="no such session; open it again with all its tokens",
+                    )
+                )
+            result = pb.VerifyBatchResult(session_token=token)
+            async with session.lock:
+                session.used_ns = self._host.clock()
+                if entry.HasField("verify"):
+                    draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
+                    result.verdict.CopyFrom(wire.verdict_to_proto(await session.live.verify(draft)))
+            if entry.close:
+                await self._close_unary(token)
+                result.session_token = b""
+            return result
+        except OutriderError as error:
+            self._host.metrics.errors.labels(error.reason).inc()
+            await self._close_unary(token)
+            return pb.VerifyBatchResult(error=wire.error_to_proto(error))
+
+    async def _open_unary(self, opening: OpenSession) -> bytes:
+        stack = AsyncExitStack()
+        live = await stack.enter_async_context(self._host.open(opening))
+        token = secrets.token_bytes(16)
+        self._unary[token] = _UnarySession(live, stack, self._host.clock())
+        return token
+
+    async def _close_unary(self, token: bytes) -> None:
+        if (session := self._unary.pop(token, None)) is not None:
+            await session.stack.aclose()
+
+    async def close(self) -> None:
+        """Ends all unary sessions."""
+        for token in list(self._unary):
+            await self._close_unary(token)
+
+    async def expire_idle(self) -> None:
+        """Ends unary sessions nobody uses, for as long as the server runs."""
+        idle_seconds = self._host.limits.idle_session_seconds
+        while True:
+            await asyncio.sleep(idle_seconds / 4)
+            deadline = self._host.clock() - int(idle_seconds * 1e9)
+            for token, session in list(self._unary.items()):
+                if session.used_ns < deadline and not session.lock.locked():
+                    await self._close_unary(token)
+
+    async def Generate(
+        self, request: pb.GenerateRequest, context: Context
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        """Streams one of the cloud arms."""
+        mode, opening = wire.generate_from_proto(request, self._host.wire_limits)
+        if mode is GenerateMode.STOCK:
+            async for tokens in self._generate_stock(opening):
+                yield wire.generated_to_proto(tokens)
+            return
+        async with self._host.open(opening) as live:
+            live.prefill()
+            async for tokens in live.decode():
+                yield wire.generated_to_proto(tokens)
+
+    async def _generate_stock(self, opening: OpenSession) -> AsyncIterator[GeneratedTokens]:
+        """Runs stock generate when its turn comes, and streams what it makes."""
+        made: asyncio.Queue[GeneratedTokens | None] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(tokens: GeneratedTokens) -> None:
+            loop.call_soon_threadsafe(made.put_nowait, tokens)
+
+        state = self._host.new_state(opening)
+        request = StockRequest(
+            tokens=tuple(state.history),
+            sampling=state.sampling,
+            stopper=state.stopper,
+            arrived_ns=self._host.clock(),
+            tell=tell,
+        )
+        async with self._host.admit(state), self._stock_turn:
+            running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
+            running.add_done_callback(lambda _: made.put_nowait(None))
+            try:
+                while (tokens := await made.get()) is not None:
+                    self._host.metrics.generation_tokens.inc(len(tokens.token_ids))
+                    yield tokens
+                await running
+            finally:
+                request.cancelled.set()
+                await asyncio.wait([running])
+
+    async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
+        """Returns the payload."""
+        arrived_ns = self._host.clock()
+        response = pb.EchoResponse(payload=request.payload)
+        response.total_ns = self._host.clock() - arrived_ns
+        return response
+
+    async def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: Context
+    ) -> pb.ServerInfo:
+        """Describes this server."""
+        return wire.info_to_proto(self._host.info)

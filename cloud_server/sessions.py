@@ -1,0 +1,154 @@
+"""What the server knows of one session: values in, values out; no model, no network.
+
+A session is a token history and a place in it. Everything the client may ask
+is decided here: what must run, what was answered before, what is out of date.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cloud_server.acceptance import count_accepted
+from common.errors import InternalError, InvalidRequestError, PromptError
+from common.stopping import Stopper
+from common.types import Draft, OpenSession, Outcome, Verdict
+
+REMEMBERED_VERDICTS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Asks for the target's choices after the `context` tokens and after each of `guesses`.
+
+    Of what the target read for this session before, the first `valid` tokens
+    still stand.
+    """
+
+    context: tuple[int, ...]
+    guesses: tuple[int, ...]
+    valid: int
+
+
+class TargetSession:
+    """Holds one generation: its history, its epoch, its stop rule and its earlier verdicts."""
+
+    def __init__(
+        self,
+        opening: OpenSession,
+        *,
+        context_length: int,
+        model_eos: Sequence[int],
+        detokenizer: Callable[[], Callable[[int], str]],
+    ) -> None:
+        """Opens a session; raises PromptError when its tokens leave the context no room."""
+        self.sampling = opening.sampling
+        self.epoch = 0
+        self._stop = opening.stop
+        self._model_eos = model_eos
+        self._detokenizer = detokenizer
+        self._prompt_length = len(opening.prompt_token_ids)
+        self._room = context_length - self._prompt_length
+        if self._room < 1:
+            raise PromptError(
+                f"the prompt has {self._prompt_length} tokens and this model's context is "
+                f"{context_length}, which leaves no room for an answer; shorten the prompt"
+            )
+        self.history = list(opening.prompt_token_ids)
+        self.stopper = self._new_stopper()
+        self._append(opening.generated_token_ids, "generated_token_ids")
+        self._valid = self.position
+        self._verdicts: OrderedDict[int, Verdict] = OrderedDict()
+
+    @property
+    def position(self) -> int:
+        """How many tokens the session holds, prompt included."""
+        return len(self.history)
+
+    @property
+    def capacity(self) -> int:
+        """How many tokens the session can ever hold in the cache."""
+        return self._prompt_length + min(self._room, self._stop.max_new_tokens)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the generation is over."""
+        return self.stopper.finish_reason is not None
+
+    def admit(self, draft: Draft) -> Check | Verdict:
+        """Takes a verify request: returns what must run, or the verdict that needs no run.
+
+        Rolls back to `draft.position` and takes the confirmed tokens. Raises
+        InvalidRequestError, changing nothing, for a position inside the prompt
+        and for a session that is over.
+        """
+        if (earlier := self._verdicts.get(draft.step_id)) is not None:
+            return earlier
+        if draft.epoch < self.epoch:
+            return Verdict(draft.step_id, draft.epoch, Outcome.STALE, self.position)
+        if draft.position < self._prompt_length:
+            raise InvalidRequestError(
+                f"position is {draft.position}, inside the prompt of {self._prompt_length} tokens"
+            )
+        if draft.position > self.position:
+            return Verdict(draft.step_id, draft.epoch, Outcome.MISMATCH, self.position)
+        if self.finished and draft.position == self.position:
+            raise InvalidRequestError(
+                f"the generation ended ({self.stopper.finish_reason}); open another session"
+            )
+        self._roll_back(draft.position)
+        self.epoch = draft.epoch
+        self._append(draft.confirmed_token_ids, "confirmed_token_ids")
+        guesses = draft.token_ids[: self.stopper.remaining]
+        return Check(tuple(self.history), guesses, self._valid)
+
+    def settle(self, draft: Draft, check: Check, choices: Sequence[int]) -> Verdict:
+        """Turns the target's choices into the verdict, and the history forward."""
+        if len(check.context) != self.position or len(choices) != len(check.guesses) + 1:
+            raise InternalError("a verdict was settled against another history")
+        accepted = count_accepted(check.guesses, choices)
+        self._valid = self.position + accepted
+        kept = self.stopper.push([*check.guesses[:accepted], choices[accepted]]).token_ids
+        self.history.extend(kept)
+        verdict = Verdict(
+            step_id=draft.step_id,
+            epoch=draft.epoch,
+            outcome=Outcome.VERIFIED,
+            position=self.position,
+            accepted=min(accepted, len(kept)),
+            next_token_id=choices[accepted] if len(kept) > accepted else None,
+            finish_reason=self.stopper.finish_reason,
+        )
+        return verdict
+
+    def remember(self, verdict: Verdict) -> None:
+        """Keeps a verdict as it was sent, to be sent again when its step_id is repeated."""
+        self._verdicts[verdict.step_id] = verdict
+        if len(self._verdicts) > REMEMBERED_VERDICTS:
+            self._verdicts.popitem(last=False)
+
+    def _new_stopper(self) -> Stopper:
+        return Stopper(
+            self._stop,
+            model_eos=self._model_eos,
+            room=self._room,
+            detokenize=self._detokenizer() if self._stop.stop_strings else None,
+        )
+
+    def _roll_back(self, position: int) -> None:
+        if position == self.position:
+            return
+        del self.history[position:]
+        self._valid = min(self._valid, position)
+        self.stopper = self._new_stopper()
+        self.stopper.push(self.history[self._prompt_length :])
+
+    def _append(self, token_ids: Sequence[int], field: str) -> None:
+        kept = self.stopper.push(token_ids).token_ids
+        if self.stopper.finish_reason is not None and token_ids:
+            raise InvalidRequestError(
+                f"{field} already end the generation ({self.stopper.finish_reason.value}) "
+                f"at the {len(kept)}-th of {len(token_ids)} tokens; there is nothing to verify"
+            )
+        self.history.extend(kept)

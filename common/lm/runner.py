@@ -1,0 +1,113 @@
+"""Segments of many sessions in, logits out: one packed forward a step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.errors import InternalError
+from common.lm import compatibility
+from common.lm.attention import NAME, RaggedStep, Span, current_step
+from common.lm.kv_cache import KVCache
+from common.lm.loading import LoadedModel, twin
+from common.lm.segments import Segment
+
+__all__ = ["LanguageModel", "Segment"]
+
+
+class LanguageModel:
+    """Runs a model over the tokens of many sessions, packed into one row without padding."""
+
+    def __init__(self, loaded: LoadedModel, cache_tokens: int) -> None:
+        """Makes the cache and proves the architecture; raises ModelError when it cannot be served.
+
+        `cache_tokens` is the budget of the key/value cache over all sessions.
+        """
+        self.loaded = loaded
+        self._module = twin(loaded.model, NAME)
+        layers = compatibility.observe_layers(loaded, self._module)
+        self.cache = KVCache(layers, cache_tokens, loaded.dtype, loaded.device)
+        compatibility.probe(self)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of weights, cache and logits."""
+        return self.loaded.dtype
+
+    @property
+    def stock(self) -> PreTrainedModel:
+        """The unmodified transformers module over the same weights, for `generate`."""
+        return self.loaded.model
+
+    def forward(self, segments: Sequence[Segment]) -> Tensor:
+        """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.
+
+        Raises OverloadedError, with no session changed, when the cache has no room. When the
+        model itself fails, every session of the step is left with its first `position` tokens.
+        """
+        return self.forward_in(self.cache, segments)
+
+    @torch.inference_mode()
+    def forward_in(self, cache: KVCache, segments: Sequence[Segment]) -> Tensor:
+        """Does what `forward` does, over another cache of the same layers."""
+        self._check(cache, segments)
+        cache.reserve({segment.session: segment.end for segment in segments})
+        for segment in segments:
+            cache.truncate(segment.session, segment.position)
+            cache.extend(segment.session, len(segment.token_ids))
+        try:
+            return self._run(cache, segments)
+        except BaseException:
+            for segment in segments:
+                cache.truncate(segment.session, segment.position)
+            raise
+
+    def _run(self, cache: KVCache, segments: Sequence[Segment]) -> Tensor:
+        spans: list[Span] = []
+        tokens: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        for segment in segments:
+            start, stop = len(tokens), len(tokens) + len(segment.token_ids)
+            spans.append(Span(start, stop, segment.session, segment.position))
+            tokens.extend(segment.token_ids)
+            positions.extend(range(segment.position, segment.position + stop - start))
+            wanted.extend(range(stop - segment.num_logits, stop))
+        device = self.loaded.device
+        rows = torch.tensor(wanted, dtype=torch.long, device=device)
+        with current_step(RaggedStep(cache, spans)):
+            output = self._module(
+                input_ids=torch.tensor([tokens], device=device),
+                position_ids=torch.tensor([positions], device=device),
+                use_cache=False,
+                logits_to_keep=rows,
+            )
+        logits: Tensor = output.logits[0]
+        if len(logits) != len(wanted):  # the architecture ignores logits_to_keep
+            logits = logits[rows]
+        return logits[:, : self.loaded.vocab_size]
+
+    def _check(self, cache: KVCache, segments: Sequence[Segment]) -> None:
+        if not segments:
+            raise InternalError("a step without segments")
+        if len({segment.session for segment in segments}) < len(segments):
+            raise InternalError("a session appears twice in one step")
+        for segment in segments:
+            count, held = len(segment.token_ids), cache.length(segment.session)
+            if not 0 <= segment.position <= held:
+                raise InternalError(
+                    f"session {segment.session} holds {held} tokens: cannot continue "
+                    f"from {segment.position}"
+                )
+            if count < 1 or not 0 <= segment.num_logits <= count:
+                raise InternalError(f"{segment.num_logits} logits of {count} tokens")
+            if segment.end > self.loaded.context_length:
+                raise InternalError(
+                    f"session {segment.session} would reach {segment.end} tokens: the context "
+                    f"ends at {self.loaded.context_length}"
+                )
+            if not all(0 <= token < self.loaded.vocab_size for token in segment.token_ids):
+                raise InternalError(f"a token outside the vocabulary of {self.loaded.vocab_size}")

@@ -1,0 +1,238 @@
+"""The arms: ways of producing the text, all to the same interface and the same stop rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.detokenizer import Detokenizer, HasBackend
+from common.errors import ConfigError, InternalError, PromptError
+from common.stopping import Stopper
+from common.types import GenerateMode, OpenSession, Peer, SamplingParams, ServerInfo, StopParams
+from edge_client.draft_length import DraftLength
+from edge_client.link import Clock, Cloud
+from edge_client.loop import DraftSource, Step, check_agreement, speculate
+from edge_client.session import ClientSession
+
+__all__ = ["ARM_NAMES", "Arm", "GenerationRequest", "LocalModel", "Step", "build_arms"]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """Asks an arm for one generation."""
+
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopParams
+
+
+class Arm(Protocol):
+    """Produces text."""
+
+    @property
+    def name(self) -> str:
+        """The arm's name in the glossary."""
+        ...
+
+    def run(self, request: GenerationRequest) -> Iterator[Step]:
+        """Yields the output as it is made; the last step, and only that, has a finish reason.
+
+        Each run starts cold: nothing is kept of the run before, on either end.
+        Closing the iterator early ends the generation on both ends. Raises
+        PromptError when the prompt leaves no room in the context, ServiceError
+        when the server fails; steps already yielded stay valid.
+        """
+        ...
+
+
+class LocalModel(DraftSource, Protocol):
+    """Is the draft model to the arms (see drafter.py)."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens that prompt and output may come to."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """The draft model's own end-of-sequence tokens."""
+        ...
+
+    def reset(self) -> None:
+        """Forgets everything seen so far."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """Makes the stop rule of one generation; every arm's output ends by it."""
+
+    tokenizer: HasBackend
+    eos_token_ids: tuple[int, ...]
+    context_length: int
+
+    def stopper(self, request: GenerationRequest) -> Stopper:
+        room = self.context_length - len(request.prompt_token_ids)
+        if room < 1:
+            raise PromptError(
+                f"the prompt has {len(request.prompt_token_ids)} tokens and the context "
+                f"{self.context_length}; shorten it to at most {self.context_length - 1}"
+            )
+        return Stopper(
+            request.stop,
+            model_eos=self.eos_token_ids,
+            room=room,
+            detokenize=Detokenizer(self.tokenizer),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Is the draft model alone, with no network."""
+
+    drafter: LocalModel
+    rule: _Rule
+    name: str = "edge"
+
+    def run(self, request: GenerationRequest) -> Iterator[Step]:
+        """Yields one token a step."""
+        stopper = self.rule.stopper(request)
+        self.drafter.reset()
+        history = list(request.prompt_token_ids)
+        while stopper.finish_reason is None:
+            token_ids = self.drafter.draft(history, 1, request.sampling)
+            kept = stopper.push(token_ids)
+            history += kept.token_ids
+            yield Step(kept.token_ids, kept.text, kept.finish_reason)
+
+
+@dataclass(frozen=True, slots=True)
+class CloudAlone:
+    """Is the target alone: `cloud` (stock Hugging Face) or `cloud_optimized` (our engine)."""
+
+    name: str
+    mode: GenerateMode
+    cloud: Cloud
+    peer: Peer
+    rule: _Rule
+
+    def run(self, request: GenerationRequest) -> Iterator[Step]:
+        """Yields the tokens as the server streams them."""
+        stopper = self.rule.stopper(request)
+        opening = _opening(self.peer, request)
+        for piece in self.cloud.generate(self.mode, opening):
+            tokens = piece.tokens
+            kept = stopper.push(tokens.token_ids)
+            # The server may name the reason with the last token or in a message of its own.
+            reason = tokens.finish_reason or stopper.finish_reason
+            check_agreement(kept, tokens.token_ids, reason)
+            if not kept.token_ids:
+                continue
+            yield Step(
+                token_ids=kept.token_ids,
+                text=kept.text,
+                finish_reason=kept.finish_reason,
+                elapsed_ns=piece.elapsed_ns,
+                timing=tokens.timing,
+                bytes_up=piece.bytes_up,
+                bytes_down=piece.bytes_down,
+            )
+        if stopper.finish_reason is None:
+            raise InternalError("the server ended the generation and named no finish reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Speculative:
+    """Drafts here and verifies in the cloud: the target's own text."""
+
+    drafter: LocalModel
+    cloud: Cloud
+    peer: Peer
+    rule: _Rule
+    draft_length: DraftLength
+    clock: Clock
+    name: str = "speculative"
+
+    def run(self, request: GenerationRequest) -> Iterator[Step]:
+        """Yields the confirmed tokens of a round at a time."""
+        stopper = self.rule.stopper(request)
+        self.drafter.reset()
+        session = ClientSession(request.prompt_token_ids)
+        with self.cloud.open(_opening(self.peer, request)) as stream:
+            yield from speculate(
+                session,
+                self.drafter,
+                stream,
+                stopper,
+                self.draft_length,
+                request.sampling,
+                self.clock,
+            )
+
+
+def _opening(peer: Peer, request: GenerationRequest) -> OpenSession:
+    return OpenSession(peer, request.prompt_token_ids, request.sampling, request.stop)
+
+
+ARM_NAMES = ("edge", "cloud", "cloud_optimized", "speculative")
+
+
+def build_arms(
+    names: Sequence[str],
+    *,
+    tokenizer: HasBackend,
+    peer: Peer,
+    drafter: LocalModel | None,
+    cloud: Cloud | None,
+    server: ServerInfo | None,
+    draft_length: DraftLength,
+    clock: Clock = time.monotonic_ns,
+) -> dict[str, Arm]:
+    """Builds the named arms, in the order named.
+
+    `cloud` and `server` may be None for `edge` alone, `drafter` for the cloud arms.
+    Raises ConfigError for an unknown or repeated name, or one that lacks its parts.
+    """
+    builders: Mapping[str, Callable[[], Arm]] = {
+        "edge": lambda: _edge(tokenizer, drafter, server),
+        "cloud": lambda: CloudAlone(
+            "cloud", GenerateMode.STOCK, *_reach(cloud, peer, tokenizer, server)
+        ),
+        "cloud_optimized": lambda: CloudAlone(
+            "cloud_optimized", GenerateMode.OPTIMIZED, *_reach(cloud, peer, tokenizer, server)
+        ),
+        "speculative": lambda: Speculative(
+            _drafter(drafter), *_reach(cloud, peer, tokenizer, server), draft_length, clock
+        ),
+    }
+    for name in names:
+        if name not in builders:
+            raise ConfigError(f"there is no arm {name!r}; choose from {', '.join(ARM_NAMES)}")
+    if len(set(names)) < len(names):
+        raise ConfigError(f"an arm is named twice in {','.join(names)}; name each once")
+    return {name: builders[name]() for name in names}
+
+
+def _edge(tokenizer: HasBackend, drafter: LocalModel | None, server: ServerInfo | None) -> Edge:
+    drafter = _drafter(drafter)
+    context, eos = drafter.context_length, drafter.eos_token_ids
+    if server is not None:
+        # Beside other arms it ends as they do, or their outputs could not be compared.
+        context, eos = min(context, server.context_length), server.eos_token_ids
+    return Edge(drafter, _Rule(tokenizer, eos, context))
+
+
+def _drafter(drafter: LocalModel | None) -> LocalModel:
+    if drafter is None:
+        raise ConfigError("the arms edge and speculative need a draft model; name one with --draft")
+    return drafter
+
+
+def _reach(
+    cloud: Cloud | None, peer: Peer, tokenizer: HasBackend, server: ServerInfo | None
+) -> tuple[Cloud, Peer, _Rule]:
+    if cloud is None or server is None:
+        raise ConfigError("every arm but edge needs a server; name one with --server")
+    return cloud, peer, _Rule(tokenizer, server.eos_token_ids, server.context_length)

@@ -1,0 +1,152 @@
+"""What a run ran on: enough to repeat it, and nothing that names the machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from common.config import Config
+from common.errors import OutriderError
+from common.types import ServerInfo
+from edge_client.experiments.granted import granted_cores, granted_memory
+from edge_client.experiments.records import percentiles
+
+PACKAGES = ("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy")
+ECHO_COUNT = 20
+_ECHO_WARM_UP = 3
+_GIT_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """States what a model is; `checkpoint_dtype` is that of the weights as stored."""
+
+    name: str
+    fingerprint: str
+    dtype: str
+    cache_dtype: str | None = None
+    checkpoint_dtype: str | None = None
+
+
+def describe_environment(
+    *,
+    config: Config,
+    precision: Mapping[str, str],
+    draft: ModelFacts | None,
+    server: ServerInfo | None,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Describes this end, its model, the server's end and its model, and the configuration.
+
+    `precision` are the settings read back from torch on this end, `device` where
+    the draft model runs.
+    """
+    return {
+        "edge": {
+            "versions": {"python": platform.python_version()} | _versions(),
+            "os": platform.system(),
+            "architecture": platform.machine(),
+            "cpu_model": cpu_model(),
+            "cores": granted_cores(),
+            "memory": granted_memory(),
+            "device": device,
+            "precision": dict(precision),
+        },
+        "draft_model": None if draft is None else asdict(draft),
+        "target_model": None if server is None else asdict(_target(server)),
+        "server": None if server is None else _server(server),
+        "git": git_state(Path(__file__)),
+        "configuration": config.model_dump(mode="json"),
+    }
+
+
+def measure_idle_rtt(
+    echo: Callable[[], object], clock: Callable[[], int], count: int = ECHO_COUNT
+) -> dict[str, Any] | None:
+    """Times `count` round trips of an otherwise idle link, in ms; None when the server is gone."""
+    elapsed_ms = []
+    try:
+        for _ in range(_ECHO_WARM_UP):
+            echo()
+        for _ in range(count):
+            started = clock()
+            echo()
+            elapsed_ms.append((clock() - started) / 1e6)
+    except OutriderError:
+        return None
+    spread = percentiles(elapsed_ms)
+    return None if spread is None else {"count": count, "min": min(elapsed_ms)} | asdict(spread)
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """Returns the processor's name, None where it is not told."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or None
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, None) or platform.processor() or None
+
+
+def git_state(file: Path) -> dict[str, Any] | None:
+    """Returns commit and whether files differ from it; None unless git tracks `file`."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments],
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=_GIT_TIMEOUT_S,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", file.name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _versions() -> dict[str, str | None]:
+    return {package: _version(package) for package in PACKAGES}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _target(server: ServerInfo) -> ModelFacts:
+    return ModelFacts(
+        name=server.model_name,
+        fingerprint=server.model_fingerprint,
+        dtype=server.dtype,
+        cache_dtype=server.cache_dtype,
+        checkpoint_dtype=server.checkpoint_dtype,
+    )
+
+
+def _server(server: ServerInfo) -> dict[str, Any]:
+    return {
+        "version": server.server_version,
+        "protocol_version": server.protocol_version,
+        "device": server.device,
+        "precision": dict(server.precision),
+        "environment": dict(server.environment),
+        "context_length": server.context_length,
+        "limits": {
+            "max_sessions": server.max_sessions,
+            "max_draft_tokens": server.max_draft_tokens,
+            "token_budget": server.token_budget,
+            "cache_tokens": server.cache_tokens,
+            "max_message_bytes": server.max_message_bytes,
+        },
+    }

@@ -1,0 +1,112 @@
+"""Runs the generations of a bench one after the other and turns each into a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from common.errors import InternalError, OutriderError
+from common.types import SamplingParams, StopParams
+from edge_client.arms import Arm, GenerationRequest
+from edge_client.experiments.ordering import balanced_orders
+from edge_client.experiments.prompts import Prompt, PromptEncoder
+from edge_client.experiments.records import Record, Unit, error_record, record_from_steps
+from edge_client.loop import Step
+
+_WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})
+_WITHOUT_TARGET = frozenset({"edge"})
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Is everything that the generations of one run share.
+
+    `clock` returns nanoseconds of one monotonic clock; `announce` hears what is
+    about to run.
+    """
+
+    run_id: str
+    arms: Mapping[str, Arm]
+    prompts: tuple[Prompt, ...]
+    encoder: PromptEncoder
+    sampling: SamplingParams
+    stop: StopParams
+    repeats: int
+    draft_dtype: str | None
+    target_dtype: str | None
+    clock: Callable[[], int]
+
+    @property
+    def planned_records(self) -> int:
+        """How many records a whole run has."""
+        return sum(len(prompt.turns) for prompt in self.prompts) * len(self.arms) * self.repeats
+
+    def warm_up(self) -> None:
+        """Runs the first prompt once through every arm and forgets it.
+
+        Raises what the arm raises.
+        """
+        for arm in self.arms.values():
+            for _ in arm.run(self._request(self.prompts[0].encode(self.encoder))):
+                pass
+
+    def records(self, announce: Callable[[str], None]) -> Iterator[Record]:
+        """Yields a record for each generation, the arms of a prompt in balanced order."""
+        names = list(self.arms)
+        orders = balanced_orders(len(names), self.sampling.seed)
+        order = 0
+        for repeat in range(self.repeats):
+            for prompt in self.prompts:
+                for index in next(orders):
+                    announce(f"{names[index]} {prompt.prompt_id}")
+                    for record in self._conversation(prompt, names[index], repeat, order):
+                        yield record
+                        order += 1
+
+    def _conversation(self, prompt: Prompt, arm: str, repeat: int, order: int) -> Iterator[Record]:
+        """Yields a record a turn; after a failed turn the others cannot be asked."""
+        answers: list[str] = []
+        for turn in range(len(prompt.turns)):
+            unit = self._unit(prompt, arm, turn, repeat, order + turn)
+            if len(answers) < turn:
+                yield error_record(unit, None, f"NOT_RUN: turn {len(answers)} failed")
+                continue
+            record = self._generate(unit, prompt, answers)
+            if record.text is not None:
+                answers.append(record.text)
+            yield record
+
+    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str]) -> Record:
+        token_ids = None
+        try:
+            token_ids = prompt.encode(self.encoder, answers)
+            steps: list[Step] = []
+            arrivals: list[int] = []
+            request = self._request(token_ids)
+            started = self.clock()
+            for step in self.arms[unit.arm].run(request):
+                arrivals.append(self.clock() - started)
+                steps.append(step)
+            if not steps or steps[-1].finish_reason is None:
+                raise InternalError("the arm's output ended without a finish reason")
+        except OutriderError as error:
+            return error_record(unit, token_ids, f"{error.reason}: {error}")
+        return record_from_steps(unit, token_ids, steps, arrivals)
+
+    def _request(self, token_ids: tuple[int, ...]) -> GenerationRequest:
+        return GenerationRequest(token_ids, self.sampling, self.stop)
+
+    def _unit(self, prompt: Prompt, arm: str, turn: int, repeat: int, order: int) -> Unit:
+        return Unit(
+            run_id=self.run_id,
+            prompt_id=prompt.prompt_id,
+            turn=turn,
+            category=prompt.category,
+            arm=arm,
+            repeat=repeat,
+            order=order,
+            seed=self.sampling.seed,
+            temperature=self.sampling.temperature,
+            draft_dtype=None if arm in _WITHOUT_DRAFT else self.draft_dtype,
+            target_dtype=None if arm in _WITHOUT_TARGET else self.target_dtype,
+        )

@@ -1,0 +1,105 @@
+"""Readings of single records, for statistics to pool: milliseconds unless named otherwise.
+
+A reading of raw steps is a list, empty where it does not apply; a sum is None there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from edge_client.experiments.records import Column, Counts, Record
+
+_NS_PER_MS = 1e6
+_NS_PER_S = 1e9
+_MS_PER_S = 1e3
+
+
+def total(values: Iterable[float | None]) -> float | None:
+    """Returns the sum of the known values, None when none is known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+def bytes_both_ways(record: Record) -> float | None:
+    """Returns bytes up plus bytes down."""
+    return total((record.bytes_up, record.bytes_down))
+
+
+def busy(record: Record) -> float | None:
+    """Returns the target's own share of its forwards."""
+    return None if record.target_busy_s is None else record.target_busy_s * _MS_PER_S
+
+
+def round_tokens(record: Record) -> float | None:
+    """Returns the output tokens that rounds brought."""
+    if record.mean_accepted_length is None or record.rounds is None:
+        return None
+    return record.mean_accepted_length * record.rounds
+
+
+def gap_seconds(record: Record) -> list[float]:
+    """Returns the gap before each token after the first arrival, in seconds."""
+    gaps: list[float] = []
+    previous: int | None = None
+    for at, count in _rows(record, "arrival_ns", "num_tokens"):
+        if not count:
+            continue
+        if previous is not None:
+            gaps += [(at - previous) / count / _NS_PER_S] * count
+        previous = at
+    return gaps
+
+
+def round_trips(record: Record) -> list[float]:
+    """Returns the client's elapsed time of each round."""
+    return [elapsed / _NS_PER_MS for elapsed, _ in _rows(record, "elapsed_ns", "num_draft_tokens")]
+
+
+def network(record: Record) -> list[float]:
+    """Returns client elapsed - server total of each arrival."""
+    return [(mine - theirs) / _NS_PER_MS for mine, theirs in _rows(record, "elapsed_ns", "total_ns")]
+
+
+def queue(record: Record) -> list[float]:
+    """Returns what each request waited on the server before and between its forwards."""
+    return [sum(row) / _NS_PER_MS for row in _rows(record, "queued_ns", "batched_ns")]
+
+
+def target_compute(record: Record) -> list[float]:
+    """Returns the forwards each request took part in."""
+    return [computed / _NS_PER_MS for (computed,) in _rows(record, "computed_ns")]
+
+
+def draft(record: Record) -> list[float]:
+    """Returns the drafting time of each round."""
+    return [spent / _NS_PER_MS for (spent,) in _rows(record, "draft_ns")]
+
+
+def at(counts: Counts | None, position: int) -> float | None:
+    """Returns a count by position, 0 beyond the end of a known list."""
+    if counts is None:
+        return None
+    return counts[position] if position < len(counts) else 0
+
+
+def add_up(lists: Iterable[Counts | None]) -> list[int] | None:
+    """Adds lists of counts by position, None when none is known."""
+    known = [counts for counts in lists if counts is not None]
+    if not known:
+        return None
+    width = max(map(len, known))
+    return [sum(counts[i] for counts in known if i < len(counts)) for i in range(width)]
+
+
+def _rows(record: Record, *names: str) -> Iterator[tuple[int, ...]]:
+    """Yields the steps in which all the named columns have values."""
+    if record.steps is None:
+        return
+    columns: Sequence[Column] = [getattr(record.steps, name) for name in names]
+    present = [column for column in columns if column is not None]
+    if len(present) < len(columns):
+        return
+    for row in zip(*present, strict=True):
+        known = tuple(value for value in row if value is not None)
+        if len(known) == len(row):
+            yield known

@@ -1,0 +1,105 @@
+"""The directory of one run: claimed once, written so that a kill leaves whole lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from common.errors import UsageError
+
+RECORDS = "records.jsonl"
+SUMMARY = "summary.json"
+REPORT = "report.html"
+
+
+def check_usable(directory: Path) -> None:
+    """Checks that a run can be written here, and leaves everything as it was.
+
+    Raises UsageError when the directory holds anything or cannot be written.
+    """
+    try:
+        if directory.exists():
+            if any(directory.iterdir()):
+                raise UsageError(
+                    f"--out {directory} is not empty; runs are never mixed: "
+                    f"name a new directory, or remove this one"
+                )
+            existing = directory
+        else:
+            existing = next(parent for parent in directory.absolute().parents if parent.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--out {directory} cannot be written: {error.strerror}; name another directory"
+        ) from None
+
+
+class RunDirectory:
+    """Owns a run's files; a context manager.
+
+    Raises UsageError on entry when the directory cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._records = -1
+
+    def __enter__(self) -> RunDirectory:
+        check_usable(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+            self._records = os.open(self.path / RECORDS, flags, 0o644)
+        except OSError as error:
+            raise UsageError(
+                f"--out {self.path} cannot be written: {error.strerror}; name another directory"
+            ) from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._records)
+
+    def append(self, line: str) -> None:
+        """Writes one record in one piece; on a full disk takes the piece back and raises."""
+        data = line.encode("utf-8") + b"\n"
+        size = os.fstat(self._records).st_size
+        written = 0
+        try:
+            written = os.write(self._records, data)
+            if written != len(data):
+                raise UsageError(
+                    f"{self.path / RECORDS}: only {written} of {len(data)} bytes could be "
+                    f"written; make room on the disk"
+                )
+        except OSError as error:
+            raise UsageError(f"{self.path / RECORDS}: {error.strerror}") from None
+        finally:
+            if 0 < written < len(data):
+                os.ftruncate(self._records, size)
+
+    def write_summary(self, summary: Mapping[str, object]) -> Path:
+        """Writes summary.json, whole or not at all."""
+        text = json.dumps(summary, indent=2, allow_nan=False)
+        return write_whole(self.path / SUMMARY, text + "\n")
+
+    def write_report(self, html: str) -> Path:
+        """Writes report.html, whole or not at all."""
+        return write_whole(self.path / REPORT, html)
+
+
+def write_whole(file: Path, text: str) -> Path:
+    """Writes a file beside its place and moves it there."""
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        with beside.open("w", encoding="utf-8", errors="replace") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    return file

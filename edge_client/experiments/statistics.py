@@ -1,0 +1,171 @@
+"""What one arm did over a whole run: pooled values with 95 % intervals over prompts.
+
+Pure. Every number is defined in docs/methods.md.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from edge_client.experiments import readings
+from edge_client.experiments.bootstrap import Bootstrap, Estimate
+from edge_client.experiments.records import Record
+
+_MS_PER_S = 1e3
+_FRACTIONS = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
+
+Reading = Callable[[Record], float | None]
+
+
+def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
+    """Groups records by prompt, in order of first appearance."""
+    groups: dict[str, list[Record]] = {}
+    for record in records:
+        groups.setdefault(record.prompt_id, []).append(record)
+    return groups
+
+
+def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Pools the records of one arm; failed ones are counted and otherwise left out."""
+    whole = [record for record in records if record.error is None]
+    groups = list(by_prompt(whole).values())
+    measure = _Measure(groups, bootstrap)
+    return {
+        "records": len(records),
+        "errors": len(records) - len(whole),
+        "prompts": len(groups),
+        "num_output_tokens": readings.total(r.num_output_tokens for r in whole),
+        "finish_reasons": dict(sorted(Counter(str(r.finish_reason) for r in whole).items())),
+        "draft_dtype": next((r.draft_dtype for r in records), None),
+        "target_dtype": next((r.target_dtype for r in records), None),
+        "tokens_per_s": measure.ratio(lambda r: r.num_output_tokens, lambda r: r.e2e_s),
+        "ttft_s": measure.spread(lambda r: _one(r.ttft_s)),
+        "tpot_s": measure.spread(lambda r: _one(r.tpot_s)),
+        "e2e_s": measure.spread(lambda r: _one(r.e2e_s)),
+        "inter_token_s": measure.spread(readings.gap_seconds),
+        **_speculation(whole, measure),
+        "rtt_ms": measure.spread(readings.round_trips),
+        "network_ms": measure.spread(readings.network),
+        "queue_ms": measure.spread(readings.queue),
+        "target_compute_ms": measure.spread(readings.target_compute),
+        "draft_ms": measure.spread(readings.draft),
+        "bytes_up_per_token": measure.a_token(lambda r: r.bytes_up),
+        "bytes_down_per_token": measure.a_token(lambda r: r.bytes_down),
+        "bytes_per_token": measure.a_token(readings.bytes_both_ways),
+        "target_forward_passes_per_token": measure.a_token(lambda r: r.target_forward_passes),
+        "target_busy_ms_per_token": measure.a_token(readings.busy),
+        "mean_step_sessions": measure.ratio(
+            lambda r: r.mean_step_sessions, lambda r: _known(r.mean_step_sessions)
+        ),
+        "ms_per_token": _decomposition(measure),
+    }
+
+
+def _speculation(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
+    accepted = readings.add_up(r.accepted_per_position for r in whole)
+
+    def by_position(position: int) -> dict[str, Any] | None:
+        return measure.ratio(
+            lambda r: readings.at(r.accepted_per_position, position),
+            lambda r: readings.at(r.drafted_per_position, position),
+        )
+
+    return {
+        "rounds": readings.total(r.rounds for r in whole),
+        "num_draft_tokens": readings.total(r.num_draft_tokens for r in whole),
+        "num_accepted_tokens": readings.total(r.num_accepted_tokens for r in whole),
+        "acceptance_rate": measure.ratio(
+            lambda r: r.num_accepted_tokens, lambda r: r.num_draft_tokens
+        ),
+        "acceptance_rate_mean_of_prompts": measure.mean_of_ratios(
+            lambda r: r.num_accepted_tokens, lambda r: r.num_draft_tokens
+        ),
+        "mean_accepted_length": measure.ratio(readings.round_tokens, lambda r: r.rounds),
+        "accepted_per_position": accepted,
+        "drafted_per_position": readings.add_up(r.drafted_per_position for r in whole),
+        "acceptance_by_position": None
+        if accepted is None
+        else [by_position(position) for position in range(len(accepted))],
+    }
+
+
+def _decomposition(measure: _Measure) -> dict[str, Any]:
+    """Splits the client's time a token; the parts add up to e2e over tokens."""
+
+    def drafting(record: Record) -> float | None:
+        if record.target_forward_passes is None and record.rounds is None:
+            return _e2e_ms(record)  # the draft model alone: every step is its own
+        return readings.total(readings.draft(record))
+
+    parts: dict[str, Reading] = {
+        "draft": drafting,
+        "network": lambda r: readings.total(readings.network(r)),
+        "queue": lambda r: readings.total(readings.queue(r)),
+        "target_compute": lambda r: readings.total(readings.target_compute(r)),
+    }
+
+    def other(record: Record) -> float | None:
+        whole = _e2e_ms(record)
+        return None if whole is None else whole - sum(p(record) or 0.0 for p in parts.values())
+
+    return {name: measure.a_token(part) for name, part in (parts | {"other": other}).items()}
+
+
+class _Measure:
+    """Turns readings of records into estimates; None where no record has the value."""
+
+    def __init__(self, groups: Sequence[Sequence[Record]], bootstrap: Bootstrap) -> None:
+        self._groups = groups
+        self._bootstrap = bootstrap
+
+    def ratio(self, above: Reading, below: Reading) -> dict[str, Any] | None:
+        """Pools: the sum of one reading over the sum of another, where both are known."""
+        sums = self._sums(above, below)
+        return _json(self._bootstrap.ratio_of_sums([a for a, _ in sums], [b for _, b in sums]))
+
+    def a_token(self, read: Reading) -> dict[str, Any] | None:
+        """Pools a reading over output tokens."""
+        return self.ratio(read, lambda r: r.num_output_tokens)
+
+    def mean_of_ratios(self, above: Reading, below: Reading) -> dict[str, Any] | None:
+        """Averages each prompt's own ratio."""
+        return _json(self._bootstrap.mean([a / b for a, b in self._sums(above, below) if b]))
+
+    def spread(self, read: Callable[[Record], Sequence[float]]) -> dict[str, Any] | None:
+        """Gives mean and percentiles of all readings pooled."""
+        groups = [[value for record in group for value in read(record)] for group in self._groups]
+        groups = [group for group in groups if group]
+        quantiles = self._bootstrap.quantiles(groups, tuple(_FRACTIONS.values()))
+        if quantiles is None:
+            return None
+        mean = self._bootstrap.ratio_of_sums([sum(g) for g in groups], [len(g) for g in groups])
+        named = dict(zip(_FRACTIONS, quantiles, strict=True))
+        return {"mean": _json(mean)} | {name: _json(value) for name, value in named.items()}
+
+    def _sums(self, above: Reading, below: Reading) -> list[tuple[float, float]]:
+        """Returns both sums for each prompt that has them."""
+        sums = []
+        for group in self._groups:
+            read = [(above(record), below(record)) for record in group]
+            pairs = [(a, b) for a, b in read if a is not None and b is not None]
+            if pairs:
+                sums.append((sum(a for a, _ in pairs), sum(b for _, b in pairs)))
+        return sums
+
+
+def _one(value: float | None) -> tuple[float, ...]:
+    return () if value is None else (value,)
+
+
+def _known(value: float | None) -> float | None:
+    return None if value is None else 1.0
+
+
+def _e2e_ms(record: Record) -> float | None:
+    return None if record.e2e_s is None else record.e2e_s * _MS_PER_S
+
+
+def _json(estimate: Estimate | None) -> dict[str, Any] | None:
+    return None if estimate is None else estimate.to_json()

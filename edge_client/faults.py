@@ -1,0 +1,70 @@
+"""From what gRPC raises to our own errors: every status code has its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from common import wire
+from common.errors import (
+    DeadlineError,
+    HandshakeError,
+    InternalError,
+    InvalidRequestError,
+    OutriderError,
+    OverloadedError,
+    UnavailableError,
+)
+
+_DETAILS_TRAILER = "grpc-status-details-bin"
+
+_NO_OUTRIDER = "what listens there is no Outrider server; check the address"
+_SERVER_FAULT = "a fault of the server; its log says more"
+
+BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
+    grpc.StatusCode.OK: (InternalError, _SERVER_FAULT),  # an error that says OK
+    grpc.StatusCode.CANCELLED: (UnavailableError, "the server ended the call; ask again"),
+    grpc.StatusCode.UNKNOWN: (InternalError, _SERVER_FAULT),
+    grpc.StatusCode.INVALID_ARGUMENT: (InvalidRequestError, "the server refuses the request"),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (
+        DeadlineError,
+        "no answer in time; is it overloaded or out of reach? "
+        "network.connect_timeout_s and network.round_timeout_s say how long to wait",
+    ),
+    grpc.StatusCode.NOT_FOUND: (UnavailableError, _NO_OUTRIDER),
+    grpc.StatusCode.ALREADY_EXISTS: (InternalError, _SERVER_FAULT),
+    grpc.StatusCode.PERMISSION_DENIED: (UnavailableError, "the server refuses this client"),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (OverloadedError, "no room now; try again later"),
+    grpc.StatusCode.FAILED_PRECONDITION: (HandshakeError, "the two ends do not fit together"),
+    grpc.StatusCode.ABORTED: (UnavailableError, "the server gave up; ask again"),
+    grpc.StatusCode.OUT_OF_RANGE: (InvalidRequestError, "the server refuses the request"),
+    grpc.StatusCode.UNIMPLEMENTED: (UnavailableError, _NO_OUTRIDER),
+    grpc.StatusCode.INTERNAL: (InternalError, _SERVER_FAULT),
+    grpc.StatusCode.UNAVAILABLE: (
+        UnavailableError,
+        "is it running? start it with `outrider-cloud serve`",
+    ),
+    grpc.StatusCode.DATA_LOSS: (InternalError, _SERVER_FAULT),
+    grpc.StatusCode.UNAUTHENTICATED: (UnavailableError, "the server refuses this client"),
+}
+"""Used when the status carries no reason of ours: the class, and what the user may do."""
+
+
+def error_from_call(error: grpc.RpcError, address: str) -> OutriderError:
+    """Returns the error of ours for a failed call; the server's own reason comes first."""
+    if not isinstance(error, grpc.Call):
+        return UnavailableError(f"server {address}: {error}")
+    details = " ".join((error.details() or "").split())
+    trailers = dict(error.trailing_metadata() or ())
+    packed = trailers.get(_DETAILS_TRAILER)
+    message = f"server {address}: {details}"
+    try:
+        ours = wire.error_from_details(packed if isinstance(packed, bytes) else None, message)
+    except DecodeError:
+        ours = None
+    if ours is not None:
+        return ours
+    kind, advice = BY_CODE[error.code()]
+    return kind(f"server {address}: {error.code().name}: {advice} ({details or 'no details'})")

@@ -1,0 +1,73 @@
+"""What passes between the edge and a cloud, with what it measured: values and two protocols.
+
+`transport.py` fulfils the protocols over gRPC; tests fulfil them without a network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.types import Draft, GeneratedTokens, GenerateMode, OpenSession, ServerInfo, Verdict
+
+Clock = Callable[[], int]
+"""Gives nanoseconds of one monotonic clock; passed in, so that tests have their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Is a verdict as it arrived.
+
+    `elapsed_ns` runs on the client's clock from just before the draft was sent to
+    just after its verdict was received; `bytes_up` and `bytes_down` belong to this
+    round, the opening of the session to the first.
+    """
+
+    verdict: Verdict
+    elapsed_ns: int
+    bytes_up: int
+    bytes_down: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Is a piece of a cloud arm's output as it arrived.
+
+    `elapsed_ns` runs from the request for the first piece, and from the previous
+    piece for each later one; the request's `bytes_up` belong to the first.
+    """
+
+    tokens: GeneratedTokens
+    elapsed_ns: int
+    bytes_up: int
+    bytes_down: int
+
+
+class VerifyStream(Protocol):
+    """Is one open session: drafts go up, verdicts come back in the same order."""
+
+    def send(self, draft: Draft) -> None:
+        """Sends a draft and does not wait."""
+        ...
+
+    def receive(self) -> Answer:
+        """Waits for the next verdict; raises a ServiceError when there will be none."""
+        ...
+
+
+class Cloud(Protocol):
+    """Is a server to the arms."""
+
+    def info(self) -> ServerInfo:
+        """Asks what the server is."""
+        ...
+
+    def open(self, opening: OpenSession) -> AbstractContextManager[VerifyStream]:
+        """Opens a session without waiting; whatever is wrong shows at the first verdict."""
+        ...
+
+    def generate(self, mode: GenerateMode, opening: OpenSession) -> Iterator[Piece]:
+        """Streams the output of a cloud arm."""
+        ...

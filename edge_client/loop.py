@@ -1,0 +1,95 @@
+"""Speculative decoding as the paper has it: draft, verify, accept, yield."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from common.errors import InternalError
+from common.stopping import Kept, Stopper
+from common.types import FinishReason, SamplingParams, StepTiming
+from edge_client.draft_length import DraftLength
+from edge_client.link import Clock, VerifyStream
+from edge_client.session import ClientSession
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Is one arrival of output tokens: a round, a streamed piece, or one local decode step.
+
+    A round that mends a mismatch brings no tokens. What does not apply to an arm is
+    None: `elapsed_ns` (see link.py), `timing` and the bytes for `edge`; the drafts
+    for all arms but `speculative`. `text` is what these tokens made certain, not
+    their own: a half character, or what may begin a stop string, waits.
+    """
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish_reason: FinishReason | None
+    elapsed_ns: int | None = None
+    draft_ns: int | None = None
+    num_draft_tokens: int | None = None
+    num_accepted_tokens: int | None = None
+    timing: StepTiming | None = None
+    bytes_up: int | None = None
+    bytes_down: int | None = None
+
+
+class DraftSource(Protocol):
+    """Is the draft model to the loop."""
+
+    def draft(
+        self, history: Sequence[int], count: int, sampling: SamplingParams
+    ) -> tuple[int, ...]:
+        """Guesses at most `count` tokens that follow `history`."""
+        ...
+
+
+def speculate(
+    session: ClientSession,
+    drafter: DraftSource,
+    stream: VerifyStream,
+    stopper: Stopper,
+    draft_length: DraftLength,
+    sampling: SamplingParams,
+    clock: Clock,
+) -> Iterator[Step]:
+    """Yields the target's own text, a round at a time.
+
+    The stream is open already: the server takes the prompt in while the first draft is made.
+    """
+    while stopper.finish_reason is None:
+        started = clock()
+        count = draft_length.next(stopper.remaining)
+        guesses = drafter.draft(session.history, count, sampling)
+        draft_ns = clock() - started
+
+        stream.send(session.next_draft(guesses))
+        answer = stream.receive()
+
+        settled = session.apply(answer.verdict)
+        kept = stopper.push(settled.token_ids)
+        check_agreement(kept, settled.token_ids, settled.finish_reason)
+        yield Step(
+            token_ids=kept.token_ids,
+            text=kept.text,
+            finish_reason=kept.finish_reason,
+            elapsed_ns=answer.elapsed_ns,
+            draft_ns=draft_ns,
+            num_draft_tokens=settled.num_draft_tokens,
+            num_accepted_tokens=settled.num_accepted_tokens,
+            timing=answer.verdict.timing,
+            bytes_up=answer.bytes_up,
+            bytes_down=answer.bytes_down,
+        )
+
+
+def check_agreement(kept: Kept, sent: tuple[int, ...], reason: FinishReason | None) -> None:
+    """Raises InternalError unless both ends end the output with the same token and reason."""
+    if (kept.token_ids, kept.finish_reason) != (sent, reason):
+        raise InternalError(
+            f"the two ends disagree where the output ends: of the server's {len(sent)} tokens "
+            f"with finish reason {reason}, the client keeps {len(kept.token_ids)} "
+            f"with {kept.finish_reason}"
+        )

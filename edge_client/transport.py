@@ -1,0 +1,263 @@
+"""The way to a server over gRPC: the one place that knows channels, calls and stubs.
+
+Bytes are those of the serialized messages and the 5-byte frame header gRPC puts
+before each; HTTP/2's own headers are left out. Times are the client's monotonic
+clock, in nanoseconds.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Generic, Protocol, TypeVar
+
+import grpc
+
+from common import wire
+from common.config import NetworkSection
+from common.errors import ConfigError, DeadlineError, InternalError, UnavailableError
+from common.types import Draft, GenerateMode, OpenSession, ServerInfo
+from edge_client.faults import error_from_call
+from edge_client.link import Answer, Clock, Piece
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1.verifier_pb2_grpc import VerifierStub
+
+FRAME_BYTES = 5
+"""Length of the header gRPC puts before each message: one flag byte and the size."""
+
+Response = TypeVar("Response")
+
+
+class _Call(Protocol):
+    """Is what the stubs' calls can do; the published type stubs leave it out."""
+
+    def __next__(self) -> Any: ...
+
+    def cancel(self) -> object: ...
+
+    def add_done_callback(self, callback: Callable[[object], None]) -> None: ...
+
+
+class CloudConnection:
+    """Is a channel to one server; what it raises is a ServiceError or what the server refused."""
+
+    def __init__(
+        self,
+        address: str,
+        network: NetworkSection,
+        max_message_bytes: int,
+        clock: Clock = time.monotonic_ns,
+    ) -> None:
+        """Connects when first used; raises ConfigError when `address` is not HOST:PORT."""
+        host, colon, port = address.rpartition(":")
+        if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
+            raise ConfigError(f"server address {address!r}: write it as HOST:PORT")
+        self.address = address
+        self._network = network
+        self._clock = clock
+        self._channel = grpc.insecure_channel(
+            address,
+            options=[
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", max_message_bytes),
+                # A call fails once and is seen; a proxy from the environment is not asked for;
+                # a channel of its own does not wait out another one's failures.
+                ("grpc.enable_retries", 0),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
+        )
+        self._stub = VerifierStub(self._channel)
+
+    def __enter__(self) -> CloudConnection:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; calls still running are cancelled."""
+        self._channel.close()
+
+    def info(self) -> ServerInfo:
+        """Asks what the server is; the first call, and so the one that finds nobody there."""
+        try:
+            answer = self._stub.GetServerInfo(
+                pb.GetServerInfoRequest(), timeout=self._network.connect_timeout_s
+            )
+        except grpc.RpcError as error:
+            raise error_from_call(error, self.address) from error
+        return wire.info_from_proto(answer)
+
+    def echo(self, payload: bytes) -> tuple[int, int]:
+        """Sends a payload and has it back: elapsed here, and of that at the server, both in ns."""
+        request = pb.EchoRequest(payload=payload)
+        started = self._clock()
+        try:
+            answer = self._stub.Echo(request, timeout=self._network.round_timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_call(error, self.address) from error
+        elapsed = self._clock() - started
+        if answer.payload != payload:
+            raise InternalError(f"server {self.address} echoed another payload than it was sent")
+        return elapsed, answer.total_ns
+
+    @contextmanager
+    def open(self, opening: OpenSession) -> Iterator[SessionStream]:
+        """Opens a session and does not wait; whatever is wrong shows at the first verdict."""
+        requests: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
+        call: Any = self._stub.Session(iter(requests.get, None))
+        with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
+            try:
+                yield SessionStream(opening, requests, responses, self._clock)
+            finally:
+                requests.put(None)  # half-closes the stream
+
+    def generate(self, mode: GenerateMode, opening: OpenSession) -> Iterator[Piece]:
+        """Streams the output of a cloud arm."""
+        request = wire.generate_to_proto(mode, opening)
+        bytes_up = _size(request)
+        started = self._clock()
+        call: Any = self._stub.Generate(request)
+        with _Responses[pb.GenerateResponse](call, self._network, self.address) as responses:
+            while (message := responses.next()) is not None:
+                arrived = self._clock()
+                tokens = wire.generated_from_proto(message)
+                yield Piece(tokens, arrived - started, bytes_up, _size(message))
+                started, bytes_up = arrived, 0
+
+
+class SessionStream:
+    """Is one open session."""
+
+    def __init__(
+        self,
+        opening: OpenSession,
+        requests: queue.SimpleQueue[pb.SessionRequest | None],
+        responses: _Responses[pb.SessionResponse],
+        clock: Clock,
+    ) -> None:
+        """Sends the opening."""
+        self._requests = requests
+        self._responses = responses
+        self._clock = clock
+        self._sent: deque[tuple[int, int]] = deque()  # (when, bytes) of drafts in flight
+        self._opened = False
+        message = pb.SessionRequest(open=wire.open_to_proto(opening))
+        self._opening_bytes = _size(message)
+        requests.put(message)
+
+    def send(self, draft: Draft) -> None:
+        """Sends a draft and does not wait."""
+        message = pb.SessionRequest(verify=wire.draft_to_proto(draft))
+        self._sent.append((self._clock(), _size(message)))
+        self._requests.put(message)
+
+    def receive(self) -> Answer:
+        """Waits for the verdict on the oldest draft in flight."""
+        bytes_up = bytes_down = 0
+        if not self._opened:
+            opened = self._next("opened")
+            bytes_up, bytes_down = self._opening_bytes, _size(opened)
+            self._opened = True
+        message = self._next("verdict")
+        arrived = self._clock()
+        sent, size = self._sent.popleft()
+        return Answer(
+            verdict=wire.verdict_from_proto(message.verdict),
+            elapsed_ns=arrived - sent,
+            bytes_up=bytes_up + size,
+            bytes_down=bytes_down + _size(message),
+        )
+
+    def _next(self, kind: str) -> pb.SessionResponse:
+        message = self._responses.next()
+        if message is None:
+            raise UnavailableError(
+                f"server {self._responses.address} ended the session early; ask again"
+            )
+        if message.WhichOneof("message") != kind:
+            raise InternalError(
+                f"server {self._responses.address} broke the protocol: {kind!r} was due, "
+                f"and it sent {message.WhichOneof('message')!r}"
+            )
+        return message
+
+
+class _Responses(Generic[Response]):
+    """Takes a call's responses one by one, each within the round timeout.
+
+    gRPC's own timeout counts the whole call; a generation may take as long as it
+    makes progress. Left by an error, the call is cancelled; otherwise it runs out.
+    """
+
+    def __init__(self, call: _Call, network: NetworkSection, address: str) -> None:
+        self.address = address
+        self._call = call
+        self._timeout_s = network.round_timeout_s
+        self._due = float("inf")  # when the response waited for must be here
+        self._expired = False
+        self._left = threading.Event()
+        threading.Thread(target=self._watch, name="round-timeout", daemon=True).start()
+
+    def __enter__(self) -> _Responses[Response]:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._left.set()
+        if kind is None:
+            # A call nobody refers to is cancelled; its own callback refers to it to the end.
+            self._call.add_done_callback(lambda _: None)
+        else:
+            self._call.cancel()
+
+    def next(self) -> Response | None:
+        """Waits for the next response; None when the server has ended the call with OK."""
+        self._due = time.monotonic() + self._timeout_s
+        try:
+            response: Response = next(self._call)
+        except StopIteration:
+            return None
+        except grpc.RpcError as error:
+            if self._expired:
+                raise DeadlineError(
+                    f"server {self.address} gave no answer within {self._timeout_s:g} s; "
+                    "is it overloaded? network.round_timeout_s says how long to wait"
+                ) from error
+            raise error_from_call(error, self.address) from error
+        finally:
+            self._due = float("inf")
+        return response
+
+    def _watch(self) -> None:
+        # What is awaited next is due a whole timeout from its start at the earliest, so looking
+        # once a timeout is enough, and a round costs this thread nothing.
+        pause = self._timeout_s
+        while not self._left.wait(pause):
+            remaining = self._due - time.monotonic()
+            if remaining <= 0:
+                self._expired = True
+                self._call.cancel()
+                return
+            pause = min(remaining, self._timeout_s)
+
+
+def _size(
+    message: pb.SessionRequest | pb.SessionResponse | pb.GenerateRequest | pb.GenerateResponse,
+) -> int:
+    return message.ByteSize() + FRAME_BYTES
