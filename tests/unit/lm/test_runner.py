@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.errors import InternalError, ModelError, OverloadedError
-from common.lm import runner
+from common.lm.attention import NAME
 from common.lm.compatibility import stock_logits
+from common.lm.loading import twin
 from common.lm.runner import LanguageModel, Segment
 from tests.models import (
     ARCHITECTURES,
@@ -22,7 +23,6 @@ from tests.models import (
     language_model,
     loaded,
     tiny,
-    tiny_config,
     tiny_llama,
 )
 
@@ -189,17 +189,17 @@ def test_a_broken_step_is_our_own_fault(segments: list[Segment], message: str) -
 def test_both_modules_read_the_same_storage() -> None:
     for architecture in ("llama", "gpt2", "gemma2"):  # gpt2 ties its embeddings
         model = tiny(architecture)
-        twin: Any = runner.twin(model, runner.NAME)
+        second: Any = twin(model, NAME)
         pairs = zip(
             [*model.named_parameters(), *model.named_buffers()],
-            [*twin.named_parameters(), *twin.named_buffers()],
+            [*second.named_parameters(), *second.named_buffers()],
             strict=True,
         )
         for (name, ours), (_, theirs) in pairs:
             assert ours.data_ptr() == theirs.data_ptr(), name
-        assert twin.config._attn_implementation == runner.NAME
+        assert second.config._attn_implementation == NAME
         assert model.config._attn_implementation in ("sdpa", "eager")
-        assert twin.config is not model.config
+        assert second.config is not model.config
 
 
 def test_serving_leaves_the_stock_module_as_it_was(llama: LanguageModel) -> None:
@@ -217,12 +217,3 @@ def test_other_precisions_run_in_themselves() -> None:
     with lm.cache.session() as session:
         logits = lm.forward([Segment(session, tokens(5), 0, 5)])
     assert logits.dtype == lm.dtype == lm.cache.dtype == torch.bfloat16
-
-
-def test_the_configuration_of_another_context_reaches_the_runner() -> None:
-    lm = LanguageModel(
-        loaded(runner_model := tiny_llama(max_position_embeddings=16)), cache_tokens=64
-    )
-    assert lm.loaded.context_length == 16
-    assert lm.stock is runner_model
-    assert tiny_config("llama").max_position_embeddings == 256

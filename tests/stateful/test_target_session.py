@@ -1,0 +1,191 @@
+"""The server's session against a plain model of it: whatever a client sends, in any order."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from cloud_server.sessions import Check, TargetSession
+from common.errors import InvalidRequestError, PromptError
+from common.types import (
+    Draft,
+    FinishReason,
+    OpenSession,
+    Outcome,
+    Peer,
+    SamplingParams,
+    StopParams,
+    Verdict,
+)
+
+VOCAB = 5
+EOS = 4
+PROMPT = (0, 1, 2)
+CONTEXT = 24
+
+
+def target(context: tuple[int, ...]) -> int:
+    """Is the target model: any pure function of the tokens before will do."""
+    return EOS if len(context) == 18 else (3 * sum(context[-2:]) + len(context)) % EOS
+
+
+def undisturbed(max_new_tokens: int) -> list[int]:
+    tokens = list(PROMPT)
+    while len(tokens) < CONTEXT and len(tokens) - len(PROMPT) < max_new_tokens:
+        tokens.append(target(tuple(tokens)))
+        if tokens[-1] == EOS:
+            break
+    return tokens
+
+
+def opening(max_new_tokens: int = 100, generated: tuple[int, ...] = ()) -> OpenSession:
+    return OpenSession(
+        Peer("", "", 0, ""), PROMPT, SamplingParams(), StopParams(max_new_tokens), generated
+    )
+
+
+def session(max_new_tokens: int = 100, generated: tuple[int, ...] = ()) -> TargetSession:
+    return TargetSession(
+        opening(max_new_tokens, generated),
+        context_length=CONTEXT,
+        model_eos=(EOS,),
+        detokenizer=lambda: lambda token: "",
+    )
+
+
+class TargetSessionMachine(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.session = session()
+        self.truth = undisturbed(100)
+        self.step_id = 0
+        self.epoch = 0
+        self.read: list[int] = []  # what the target last read, as its cache holds it
+        self.answered: list[tuple[Draft, Verdict]] = []
+
+    def send(self, draft: Draft) -> Verdict:
+        admitted = self.session.admit(draft)
+        if isinstance(admitted, Verdict):
+            return admitted
+        sequence = [*admitted.context, *admitted.guesses]
+        assert self.read[: admitted.valid] == sequence[: min(admitted.valid, len(self.read))]
+        self.read = sequence
+        choices = [
+            target((*admitted.context, *admitted.guesses[:i]))
+            for i in range(len(admitted.guesses) + 1)
+        ]
+        verdict = self.session.settle(draft, admitted, choices)
+        self.session.remember(verdict)
+        self.answered.append((draft, verdict))
+        return verdict
+
+    def new_draft(
+        self, position: int, guesses: list[int], confirmed: tuple[int, ...] = ()
+    ) -> Draft:
+        self.step_id += 1
+        return Draft(self.step_id, position, self.epoch, tuple(guesses), confirmed)
+
+    @precondition(lambda self: not self.session.finished)
+    @rule(wrong=st.lists(st.integers(0, VOCAB - 1), max_size=4), right=st.integers(0, 6))
+    def verify(self, wrong: list[int], right: int) -> None:
+        position = self.session.position
+        guesses = [*self.truth[position : position + right], *wrong]
+        verdict = self.send(self.new_draft(position, guesses))
+        assert verdict.outcome is Outcome.VERIFIED
+        made = guesses[: verdict.accepted]
+        if verdict.next_token_id is not None:
+            made.append(verdict.next_token_id)
+        assert made
+        assert made == self.truth[position : verdict.position]
+
+    @precondition(lambda self: self.session.position > len(PROMPT))
+    @rule(data=st.data(), resend=st.booleans())
+    def roll_back(self, data: st.DataObject, resend: bool) -> None:
+        held = self.session.position
+        position = data.draw(st.integers(len(PROMPT), held - 1))
+        confirmed = tuple(self.truth[position : held - 1]) if resend else ()
+        verdict = self.send(self.new_draft(position, [], confirmed))
+        assert verdict.position == position + len(confirmed) + 1
+
+    @precondition(lambda self: bool(self.answered))
+    @rule(data=st.data())
+    def repeat(self, data: st.DataObject) -> None:
+        draft, verdict = data.draw(st.sampled_from(self.answered))
+        before = list(self.session.history)
+        assert self.send(draft) is verdict
+        assert self.session.history == before
+
+    @rule(beyond=st.integers(1, 5))
+    def ask_too_far(self, beyond: int) -> None:
+        held = self.session.position
+        verdict = self.send(self.new_draft(held + beyond, [1]))
+        assert (verdict.outcome, verdict.position) == (Outcome.MISMATCH, held)
+
+    @precondition(lambda self: not self.session.finished)
+    @rule()
+    def start_an_epoch(self) -> None:
+        self.epoch += 1
+        old = self.new_draft(self.session.position, [])
+        self.send(self.new_draft(self.session.position, []))
+        stale = Draft(old.step_id + 1000, old.position, self.epoch - 1)
+        before = list(self.session.history)
+        assert self.send(stale).outcome is Outcome.STALE
+        assert self.session.history == before
+
+    @rule(position=st.integers(0, len(PROMPT) - 1))
+    def reach_into_the_prompt(self, position: int) -> None:
+        before = list(self.session.history)
+        with pytest.raises(InvalidRequestError, match="inside the prompt"):
+            self.send(self.new_draft(position, []))
+        assert self.session.history == before
+
+    @precondition(lambda self: self.session.finished)
+    @rule()
+    def ask_after_the_end(self) -> None:
+        with pytest.raises(InvalidRequestError, match="generation ended"):
+            self.send(self.new_draft(self.session.position, []))
+
+    @invariant()
+    def holds_the_undisturbed_text(self) -> None:
+        assert self.session.history == self.truth[: self.session.position]
+        assert self.session.finished == (self.session.position == len(self.truth))
+        assert self.session.position <= self.session.capacity
+
+
+TestTargetSession = TargetSessionMachine.TestCase
+
+
+def test_a_block_that_ends_in_its_middle_is_cut_and_counted_there() -> None:
+    truth = undisturbed(4)
+    held = session(max_new_tokens=4)
+    draft = Draft(1, len(PROMPT), 0, (*truth[len(PROMPT) :], 0, 0, 0))
+    check = held.admit(draft)
+    assert isinstance(check, Check)
+    assert len(check.guesses) == 4  # what could never be output is not run
+    choices = [target((*check.context, *check.guesses[:i])) for i in range(5)]
+    verdict = held.settle(draft, check, choices)
+    assert (verdict.accepted, verdict.next_token_id) == (4, None)
+    assert verdict.finish_reason is FinishReason.MAX_NEW_TOKENS
+
+
+def test_a_resumed_session_counts_what_was_generated_before() -> None:
+    truth = undisturbed(6)
+    held = session(max_new_tokens=6, generated=tuple(truth[3:6]))
+    draft = Draft(1, 6, 0)
+    check = held.admit(draft)
+    assert isinstance(check, Check)
+    held.settle(draft, check, [target(check.context)])
+    assert held.stopper.remaining == 2
+
+
+def test_a_resumed_session_that_is_already_over_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="already end the generation"):
+        session(max_new_tokens=2, generated=(1, 1, 1))
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+    with pytest.raises(PromptError, match=r"3 tokens .* context is 3"):
+        TargetSession(
+            opening(), context_length=3, model_eos=(), detokenizer=lambda: lambda token: ""
+        )

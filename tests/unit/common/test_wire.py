@@ -1,0 +1,173 @@
+"""One table of values, read both ways; and everything a stranger could send wrongly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common import wire
+from common.errors import HandshakeError, InvalidRequestError, PrecisionError
+from common.types import (
+    Draft,
+    FinishReason,
+    GeneratedTokens,
+    GenerateMode,
+    OpenSession,
+    Outcome,
+    Peer,
+    SamplingParams,
+    ServerInfo,
+    StepTiming,
+    StopParams,
+    Verdict,
+)
+from outrider.v1 import verifier_pb2 as pb
+
+LIMITS = wire.WireLimits(vocab_size=100, max_draft_tokens=3)
+PEER = Peer("1.0", "f" * 64, 100, "float32")
+TIMING = StepTiming(1, 2, 3, 4, 5, 6, 7, 8)
+OPENING = OpenSession(
+    PEER, (1, 99), SamplingParams(0.5, 5, 0.75, 2**64 - 1), StopParams(9, (3,), ("é",)), (7,)
+)
+INFO = ServerInfo(
+    "1.0", "0.1", "m", "a", "b", 100, "float32", "float32", "bfloat16", "cpu", 64, (0, 1),
+    4, 3, 32, 1000, 4096, 300.0, {"a": "b"}, {"c": "d"},
+)  # fmt: skip
+
+CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
+    (OPENING, wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
+    (Draft(1, 2, 3, (4, 5, 6), (7,)), wire.draft_to_proto,
+     lambda m: wire.draft_from_proto(m, LIMITS)),
+    (Draft(1, 2, 3), wire.draft_to_proto, lambda m: wire.draft_from_proto(m, LIMITS)),
+    *(
+        (Verdict(1, 2, outcome, 3, 4, next_token, reason, TIMING), wire.verdict_to_proto,
+         wire.verdict_from_proto)
+        for outcome in Outcome for next_token in (None, 0, 5) for reason in (None, *FinishReason)
+    ),
+    *(
+        (GeneratedTokens((1, 2), reason, TIMING), wire.generated_to_proto,
+         wire.generated_from_proto)
+        for reason in (None, *FinishReason)
+    ),
+    (INFO, wire.info_to_proto, wire.info_from_proto),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("value", "there", "back"), CASES)
+def test_there_and_back(
+    value: Any, there: Callable[[Any], Any], back: Callable[[Any], Any]
+) -> None:
+    message = there(value)
+    assert back(type(message).FromString(message.SerializeToString())) == value
+
+
+@pytest.mark.parametrize("mode", GenerateMode)
+@pytest.mark.parametrize("eos", [None, (), (5, 6)])
+def test_generate_there_and_back(mode: GenerateMode, eos: tuple[int, ...] | None) -> None:
+    opening = OpenSession(PEER, (1,), SamplingParams(), StopParams(9, eos))
+    message = wire.generate_to_proto(mode, opening)
+    assert wire.generate_from_proto(message, LIMITS) == (mode, opening)
+
+
+def opened(**change: Any) -> pb.OpenSession:
+    message = wire.open_to_proto(OPENING)
+    for field, value in change.items():
+        message.MergeFrom(pb.OpenSession(**{field: value}))
+    return message
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (lambda: wire.open_from_proto(pb.OpenSession(), LIMITS), "prompt_token_ids is empty"),
+        (lambda: wire.open_from_proto(opened(prompt_token_ids=[100]), LIMITS), "holds 100"),
+        (lambda: wire.open_from_proto(opened(generated_token_ids=[200]), LIMITS), "holds 200"),
+        (
+            lambda: wire.open_from_proto(
+                opened(sampling=pb.SamplingParams(temperature=-1)), LIMITS
+            ),
+            "temperature is -1",
+        ),
+        (
+            lambda: wire.open_from_proto(
+                opened(sampling=pb.SamplingParams(temperature=float("nan"))), LIMITS
+            ),
+            "temperature is nan",
+        ),
+        (
+            lambda: wire.open_from_proto(opened(sampling=pb.SamplingParams(top_p=1.5)), LIMITS),
+            "top_p is 1.5",
+        ),
+        (
+            lambda: wire.open_from_proto(pb.OpenSession(prompt_token_ids=[1]), LIMITS),
+            "max_new_tokens is 0",
+        ),
+        (
+            lambda: wire.open_from_proto(opened(stop=pb.StopParams(stop_strings=[""])), LIMITS),
+            "empty string",
+        ),
+        (
+            lambda: wire.open_from_proto(opened(stop=pb.StopParams(eos_token_ids=[300])), LIMITS),
+            "eos_token_ids holds 300",
+        ),
+        (lambda: wire.draft_from_proto(pb.VerifyRequest(), LIMITS), "step_id is 0"),
+        (
+            lambda: wire.draft_from_proto(
+                pb.VerifyRequest(step_id=1, draft_token_ids=[1] * 4), LIMITS
+            ),
+            "at most 3 a round",
+        ),
+        (
+            lambda: wire.draft_from_proto(
+                pb.VerifyRequest(step_id=1, draft_token_ids=[100]), LIMITS
+            ),
+            "outside the vocabulary of 100",
+        ),
+        (
+            lambda: wire.draft_from_proto(
+                pb.VerifyRequest(step_id=1, confirmed_token_ids=[100]), LIMITS
+            ),
+            "confirmed_token_ids holds 100",
+        ),
+        (lambda: wire.generate_from_proto(pb.GenerateRequest(), LIMITS), "mode is 0"),
+        (lambda: wire.verdict_from_proto(pb.Verdict()), "outcome is 0"),
+    ],
+)
+def test_what_breaks_the_protocol_is_named(read: Callable[[], object], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "both"),
+    [
+        ({"protocol_version": "2.3"}, HandshakeError, "client 2.3, server 1.0"),
+        ({"dtype": "bfloat16"}, PrecisionError, "client bfloat16, server float32"),
+        ({"tokenizer_fingerprint": "e" * 64}, HandshakeError, "client eeeeeeeeeeee .* fffffff"),
+    ],
+)
+def test_the_handshake_names_both_sides(
+    change: dict[str, str], error: type[Exception], both: str
+) -> None:
+    client = {**{"protocol_version": "1.9", "tokenizer_fingerprint": "f" * 64,
+                 "vocab_size": 100, "dtype": "float32"}, **change}  # fmt: skip
+    with pytest.raises(error, match=both):
+        wire.check_handshake(Peer(**client), PEER)  # type: ignore[arg-type]
+
+
+def test_the_handshake_lets_a_silent_or_newer_minor_peer_in() -> None:
+    wire.check_handshake(Peer("", "", 0, ""), PEER)
+    wire.check_handshake(Peer("1.9", "f" * 64, 100, "float32"), PEER)
+
+
+@given(st.lists(st.integers(0, 151_935), min_size=1, max_size=64))
+def test_a_drafted_token_takes_at_most_three_bytes_and_the_list_of_them_two(
+    tokens: list[int],
+) -> None:
+    bare = wire.draft_to_proto(Draft(1, 1000, 3)).ByteSize()
+    full = wire.draft_to_proto(Draft(1, 1000, 3, tuple(tokens))).ByteSize()
+    assert full - bare <= 2 + 3 * len(tokens)
