@@ -23,8 +23,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from common.lm.loading import LoadedModel, describe, quiet
+from common.lm.loading import LoadedModel, describe
 from common.lm.runner import LanguageModel
+from common.lm.wording import quiet
 
 VOCAB_SIZE = 320
 EOS = "<|endoftext|>"

@@ -39,6 +39,8 @@ def naive(tokens: list[int], stop: StopParams, room: int) -> tuple[int, str, Fin
 )
 @example([[0, 0], [1, 9, 3]], (), 30, 30)  # an end-of-sequence token inside a block
 @example([[0], [1], [6]], ("abc",), 30, 30)  # a stop string over three tokens
+@example([[0], [1], [0], [1]], ("abab",), 30, 30)  # one that could have begun twice
+@example([[7]], ("c", "bc"), 30, 30)  # two completed at once: the text ends before the earlier
 def test_any_blocks_give_the_naive_result(
     blocks: list[list[int]], stop_strings: tuple[str, ...], max_new_tokens: int, room: int
 ) -> None:

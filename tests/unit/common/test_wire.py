@@ -165,7 +165,7 @@ def test_the_handshake_lets_a_silent_or_newer_minor_peer_in() -> None:
 
 
 @given(st.lists(st.integers(0, 151_935), min_size=1, max_size=64))
-def test_a_drafted_token_takes_at_most_three_bytes_and_the_list_of_them_two(
+def test_a_drafted_token_takes_three_bytes_and_the_list_two_more(
     tokens: list[int],
 ) -> None:
     bare = wire.draft_to_proto(Draft(1, 1000, 3)).ByteSize()

@@ -1,0 +1,70 @@
+# Two commands: `make demo` shows the system at work, `make test` proves it.
+# Both install what they need into $(VENV) first, and start at once when it is there.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# Asked for by this exact version and before all else: a plain name or a range
+# would bring gigabytes of GPU packages. On a GPU node set TORCH to the build for it.
+TORCH  ?= torch==2.13.0
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: demo test lint typecheck install install-dev proto lock train clean
+
+demo: install
+	$(BIN)/python demo/run.py
+
+test: lint typecheck
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+typecheck: install-dev
+	$(BIN)/mypy
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one with PYTHON=..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) -r requirements.lock
+	$(PIP) --no-deps --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	$(PIP) -r requirements-dev.lock
+	@touch $@
+
+# The stubs are committed, made by the oldest protoc this project supports, so
+# that they work with every protobuf runtime from there on (see CONTRIBUTING.md).
+proto:
+	$(PYTHON) -m venv build/proto
+	build/proto/bin/pip install --quiet grpcio-tools==1.74.0 mypy-protobuf==3.6.0
+	build/proto/bin/python -m grpc_tools.protoc -Iproto \
+		--plugin=protoc-gen-mypy_grpc=build/proto/bin/protoc-gen-mypy_grpc \
+		--python_out=. --pyi_out=. --grpc_python_out=. --mypy_grpc_out=. \
+		outrider/v1/verifier.proto
+
+# Writes both lock files from a fresh environment.
+lock:
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet $(TORCH)
+	build/lock/bin/pip install --quiet '.[cloud]'
+	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements.lock
+	build/lock/bin/pip install --quiet '.[dev]'
+	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock
+
+# Trains the bundled pair again (about two hours on two cores, minutes on a GPU).
+train: install
+	$(BIN)/python demo/train.py all
+
+clean:
+	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,131 @@
+"""The drafter's cache follows the history, whatever became of the drafts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.lm.runner import LanguageModel, Segment
+from common.lm.sampling import choose
+from common.types import SamplingParams
+from edge_client import EdgeModel, drafter
+from edge_client.drafter import Drafter
+from tests.models import Pair, language_model, loaded, tiny_llama
+
+GREEDY = SamplingParams()
+SAMPLED = SamplingParams(temperature=1.0, seed=7)
+PROMPT = tuple(range(5, 25))
+
+
+def model() -> LanguageModel:
+    return language_model(cache_tokens=4096)
+
+
+def fresh(history: Sequence[int], count: int, sampling: SamplingParams) -> tuple[int, ...]:
+    return Drafter(model()).draft(history, count, sampling)
+
+
+def write_alone(
+    engine: LanguageModel, history: Sequence[int], count: int, sampling: SamplingParams
+) -> tuple[int, ...]:
+    """Generates without any cache: every token from a forward of the whole history."""
+    tokens = list(history)
+    for _ in range(count):
+        with engine.cache.session() as session:
+            logits = engine.forward([Segment(session, tokens, 0, 1)])
+        tokens += choose(logits, [len(tokens)], [sampling])
+    return tuple(tokens[len(history) :])
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_guesses_are_what_the_model_would_write(sampling: SamplingParams) -> None:
+    assert fresh(PROMPT, 6, sampling) == write_alone(model(), PROMPT, 6, sampling)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
+def test_after_a_full_acceptance_it_drafts_as_a_fresh_one_does(sampling: SamplingParams) -> None:
+    used = Drafter(model())
+    guesses = used.draft(PROMPT, 4, sampling)
+    history = (*PROMPT, *guesses, 99)  # all accepted; 99 is the target's bonus token
+    assert used.draft(history, 4, sampling) == fresh(history, 4, sampling)
+
+
+def test_rounds_without_drafts_leave_nothing_stale() -> None:
+    used = Drafter(model())
+    used.draft(PROMPT, 3, GREEDY)
+    assert used.draft((*PROMPT, 50), 0, GREEDY) == ()
+    history = (*PROMPT, 50, 51, 52)
+    assert used.draft(history, 3, GREEDY) == fresh(history, 3, GREEDY)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rounds=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4), st.integers(0, 99)), max_size=5)
+)
+def test_whatever_was_accepted_it_drafts_as_a_fresh_one_does(
+    rounds: list[tuple[int, int, int]],
+) -> None:
+    used = Drafter(model())
+    history = PROMPT
+    for count, accepted, own in rounds:
+        guesses = used.draft(history, count, GREEDY)
+        assert guesses == fresh(history, count, GREEDY)
+        history = (*history, *guesses[:accepted], own)
+    used.model.cache.check_integrity()
+
+
+def test_another_text_begins_where_it_differs() -> None:
+    used = Drafter(model())
+    used.draft(PROMPT, 4, GREEDY)
+    other = (*PROMPT[:10], 77, 78)
+    assert used.draft(other, 4, GREEDY) == fresh(other, 4, GREEDY)
+    assert used.draft(other[:5], 4, GREEDY) == fresh(other[:5], 4, GREEDY)
+
+
+def test_a_reset_computes_the_whole_history_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = Drafter(model())
+    used.draft(PROMPT, 1, GREEDY)
+    read: list[int] = []
+    forward = used.model.forward
+
+    def counting(segments: Sequence[Segment]) -> torch.Tensor:
+        read.extend(len(segment.token_ids) for segment in segments)
+        return forward(segments)
+
+    monkeypatch.setattr(used.model, "forward", counting)
+    used.draft(PROMPT, 1, GREEDY)
+    used.reset()
+    used.draft(PROMPT, 1, GREEDY)
+    assert read == [1, len(PROMPT)]
+
+
+def test_a_long_prompt_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = fresh(PROMPT, 4, GREEDY)
+    monkeypatch.setattr(drafter, "PREFILL_CHUNK", 7)
+    assert fresh(PROMPT, 4, GREEDY) == whole
+
+
+def test_it_stops_where_its_own_context_ends() -> None:
+    engine = LanguageModel(loaded(tiny_llama(max_position_embeddings=24)), cache_tokens=64)
+    used = Drafter(engine)
+    assert len(used.draft(PROMPT, 10, GREEDY)) == 4
+    assert used.draft((*PROMPT, 1, 1, 1, 1), 10, GREEDY) == ()
+    assert used.draft((*PROMPT, 1, 1, 1, 1, 1, 1), 10, GREEDY) == ()
+
+
+def test_an_edge_model_is_float32_on_the_cpu(tiny_pair: Pair) -> None:
+    edge = EdgeModel(str(tiny_pair.draft))
+    assert edge.dtype is torch.float32
+    assert edge.loaded.device == torch.device("cpu")
+    assert edge.peer.dtype == "float32"
+    assert edge.precision.exact
+
+
+def test_an_edge_model_of_another_dtype_says_so(tiny_pair: Pair) -> None:
+    edge = EdgeModel(str(tiny_pair.draft), dtype="bfloat16")
+    assert edge.dtype is torch.bfloat16
+    assert edge.peer.dtype == "bfloat16"

@@ -1,0 +1,140 @@
+"""The speculative loop against the server's own rules: the text is the target's, always."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.errors import InternalError
+from common.stopping import Stopper
+from common.types import Draft, FinishReason, OpenSession, StopParams
+from edge_client.draft_length import FixedDraftLength
+from edge_client.loop import Step, speculate
+from edge_client.session import ClientSession
+from tests.unit.edge.pair import (
+    CONTEXT,
+    EOS,
+    GREEDY,
+    PEER,
+    Clock,
+    PairedStream,
+    ScriptedDrafter,
+    undisturbed,
+)
+
+PROMPT = (300, 301, 302)
+
+
+def run(stream: PairedStream, *, length: int = 4, wrong: int | None = None) -> Iterator[Step]:
+    prompt = stream.opening.prompt_token_ids
+    return speculate(
+        ClientSession(prompt),
+        ScriptedDrafter(wrong),
+        stream,
+        Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
+        FixedDraftLength(length, max_draft_tokens=8),
+        GREEDY,
+        Clock(),
+    )
+
+
+def opened(stop: StopParams, prompt: tuple[int, ...] = PROMPT) -> PairedStream:
+    return PairedStream(OpenSession(PEER, prompt, GREEDY, stop))
+
+
+def tokens(steps: list[Step]) -> tuple[int, ...]:
+    return tuple(token_id for step in steps for token_id in step.token_ids)
+
+
+@given(
+    max_new_tokens=st.integers(1, 80),
+    length=st.integers(0, 10),
+    wrong=st.none() | st.integers(1, 6),
+    prompt_length=st.integers(1, CONTEXT - 1),
+    ignore_eos=st.booleans(),
+)
+def test_the_text_is_what_the_target_alone_writes(
+    max_new_tokens: int, length: int, wrong: int | None, prompt_length: int, ignore_eos: bool
+) -> None:
+    stop = StopParams(max_new_tokens, () if ignore_eos else None)
+    prompt = tuple(range(200, 200 + prompt_length))
+    steps = list(run(opened(stop, prompt), length=length, wrong=wrong))
+    assert tokens(steps) == undisturbed(prompt, stop)
+    assert [step.finish_reason is None for step in steps[:-1]] == [True] * (len(steps) - 1)
+    assert steps[-1].finish_reason is not None
+
+
+def test_a_round_that_is_accepted_whole_brings_one_token_more_than_was_drafted() -> None:
+    steps = list(run(opened(StopParams(10))))
+    assert [(s.num_draft_tokens, s.num_accepted_tokens, len(s.token_ids)) for s in steps] == [
+        (4, 4, 5),
+        (4, 4, 5),
+    ]
+    assert steps[-1].finish_reason is FinishReason.MAX_NEW_TOKENS
+
+
+def test_the_last_token_is_never_drafted() -> None:
+    stream = opened(StopParams(7))
+    list(run(stream))
+    assert [len(draft.token_ids) for draft in stream.sent] == [4, 1]
+
+
+def test_a_step_holds_what_was_measured() -> None:
+    step = next(run(opened(StopParams(10))))
+    assert (step.elapsed_ns, step.draft_ns, step.bytes_up, step.bytes_down) == (9, 1, 7, 5)
+    assert step.timing is not None
+
+
+def test_an_eos_in_the_middle_of_a_block_is_the_last_token() -> None:
+    prompt = tuple(range(200, 238))  # the target ends at position 40
+    steps = list(run(opened(StopParams(20), prompt)))
+    assert len(steps) == 1
+    assert steps[0].token_ids[-1] == EOS
+    assert len(steps[0].token_ids) == 3
+    assert (steps[0].num_accepted_tokens, steps[0].finish_reason) == (3, FinishReason.EOS)
+
+
+@pytest.mark.parametrize("kept", [0, 3])
+def test_a_server_that_lost_its_tokens_gets_them_again(kept: int) -> None:
+    stop = StopParams(24)
+    stream = opened(stop)
+    steps = []
+    for number, step in enumerate(run(stream, wrong=3)):
+        steps.append(step)
+        if number == 2:
+            stream.forget(kept)
+    assert tokens(steps) == undisturbed(PROMPT, stop)
+    lost = [step for step in steps if not step.token_ids]
+    assert [(step.num_draft_tokens, step.num_accepted_tokens) for step in lost] == [(0, 0)]
+    mended = stream.sent[4]
+    assert mended.position == len(PROMPT) + kept
+    assert mended.confirmed_token_ids == tokens(steps[:3])[kept:]
+
+
+def test_a_server_that_ends_elsewhere_is_our_fault_and_said_so() -> None:
+    stream = opened(StopParams(10))
+    stream.tamper = lambda verdict: replace(verdict, finish_reason=FinishReason.EOS)
+    with pytest.raises(InternalError, match="disagree where the output ends"):
+        list(run(stream))
+
+
+def test_a_server_that_goes_on_after_the_end_is_our_fault_and_said_so() -> None:
+    stream = opened(StopParams(10))
+    stream.tamper = lambda verdict: replace(verdict, finish_reason=None)
+    with pytest.raises(InternalError, match="disagree where the output ends"):
+        list(run(stream))
+
+
+def test_epochs_rise_with_rejections() -> None:
+    stream = opened(StopParams(24))
+    steps = list(run(stream, wrong=5))
+    rejections = 0
+    for draft, step in zip(stream.sent, steps, strict=True):
+        assert isinstance(draft, Draft)
+        assert draft.epoch == rejections
+        rejections += step.num_accepted_tokens != step.num_draft_tokens
+    assert rejections > 1

@@ -1,0 +1,361 @@
+"""A whole bench with arms that play scripts and a clock that stands still."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.errors import HandshakeError, PromptError, UnavailableError, UsageError
+from common.types import FinishReason, SamplingParams, StopParams
+from edge_client.arms import GenerationRequest
+from edge_client.experiments.runner import BenchPlan, BenchResult, run_bench
+from edge_client.loop import Step
+from tests.unit.experiments.fakes import FakeArm, FakeClock, FakeEncoder, piece, streamed, verified
+
+END = FinishReason.MAX_NEW_TOKENS
+NAMES = ("edge", "cloud", "cloud_optimized", "speculative")
+PROMPTS = [{"id": f"p{i}", "prompt": f"tell me {'x' * i}"} for i in range(1, 5)]
+
+Scripts = dict[str, Callable[[GenerationRequest], Sequence[tuple[float, Step]]]]
+
+SCRIPTS: Scripts = {
+    "edge": lambda _: [(2, piece(9)), (2, piece(9, end=END))],
+    "cloud": lambda _: [(10, streamed(1)), (10, streamed(2, end=END))],
+    "cloud_optimized": lambda _: [(8, streamed(1)), (8, streamed(2, end=END))],
+    "speculative": lambda _: [(14, verified(1, 2, drafted=4, accepted=1, end=END))],
+}
+
+
+class Bench:
+    """Is one bench in a temporary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+        self.clock = FakeClock()
+        self.log: list[str] = []
+        self.stderr = io.StringIO()
+        self.arms: dict[str, FakeArm] = {}
+
+    def run(
+        self,
+        lines: Sequence[object] = PROMPTS,
+        scripts: Scripts | None = None,
+        *,
+        context_length: int = 100,
+        limit: int | None = None,
+        repeats: int = 1,
+        out: Path | None = None,
+        **more: Any,
+    ) -> BenchResult:
+        file = self.folder / "prompts.jsonl"
+        file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+        played = SCRIPTS | (scripts or {})
+        self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in NAMES}
+        return run_bench(
+            BenchPlan(
+                prompts=file,
+                sampling=SamplingParams(seed=3),
+                stop=StopParams(max_new_tokens=2),
+                out=out or self.out,
+                limit=limit,
+                repeats=repeats,
+            ),
+            list(self.arms.values()),
+            FakeEncoder(),
+            context_length=context_length,
+            draft_dtype="float32",
+            target_dtype="float32",
+            environment={"device": "cpu"},
+            clock=self.clock,
+            stderr=self.stderr,
+            **more,
+        )
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        text = (self.out / "records.jsonl").read_text(encoding="utf-8")
+        assert text == "" or text.endswith("\n")
+        return [json.loads(line) for line in text.splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        summary: dict[str, Any] = json.loads((self.out / "summary.json").read_text("utf-8"))
+        return summary
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
+    result = bench.run(repeats=2)
+    assert result.exit_code == 0
+    assert result.problems == ()
+    seen = Counter((r["prompt_id"], r["arm"], r["repeat"]) for r in bench.records)
+    assert len(seen) == 4 * 4 * 2
+    assert set(seen.values()) == {1}
+    assert [r["order"] for r in bench.records] == list(range(32))
+    assert {r["run_id"] for r in bench.records} == {bench.summary["run_id"]}
+    assert sorted(p.name for p in bench.out.iterdir()) == [
+        "records.jsonl",
+        "report.html",
+        "summary.json",
+    ]
+
+
+def test_arms_take_turns_so_that_each_stands_in_each_place_equally_often(bench: Bench) -> None:
+    bench.run()
+    places = Counter((r["arm"], r["order"] % 4) for r in bench.records)
+    assert set(places.values()) == {1}
+    assert len(places) == 16
+
+
+def test_every_arm_is_warmed_once_and_that_is_not_recorded(bench: Bench) -> None:
+    bench.run(limit=1)
+    assert bench.log[:4] == list(NAMES)
+    assert len(bench.log) == 8
+    assert len(bench.records) == 4
+
+
+def test_times_are_the_client_clock_s(bench: Bench) -> None:
+    bench.run(limit=1)
+    by_arm = {r["arm"]: r for r in bench.records}
+    assert by_arm["cloud"]["ttft_s"] == pytest.approx(0.010)
+    assert by_arm["cloud"]["e2e_s"] == pytest.approx(0.020)
+    assert by_arm["speculative"]["e2e_s"] == pytest.approx(0.014)
+    assert by_arm["edge"]["target_dtype"] is None
+    assert by_arm["cloud"]["draft_dtype"] is None
+    assert by_arm["speculative"]["draft_dtype"] == "float32"
+
+
+def test_all_arms_get_the_same_request(bench: Bench) -> None:
+    bench.run(limit=1)
+    first, *others = (arm.requests for arm in bench.arms.values())
+    assert all(requests == first for requests in others)
+
+
+def test_turns_are_answered_in_order_each_arm_with_its_own_answers(bench: Bench) -> None:
+    bench.run([{"id": "t", "turns": ["a", "bb", "ccc"]}], repeats=2)
+    assert len(bench.records) == 3 * 4 * 2
+    turns = [r["turn"] for r in bench.records if r["arm"] == "cloud"]
+    assert turns == [0, 1, 2, 0, 1, 2]
+    # Words: "a"; then "a", the answer <1><2>, "bb"; ... as FakeEncoder counts letters.
+    assert [r.prompt_token_ids for r in bench.arms["cloud"].requests[1:4]] == [
+        (1,),
+        (1, 6, 2),
+        (1, 6, 2, 6, 3),
+    ]
+
+
+def test_a_server_that_goes_away_costs_its_records_and_nothing_else(bench: Bench) -> None:
+    def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(bench.arms["cloud"].requests) == 3:
+            raise UnavailableError("the server went away; start it again")
+        return SCRIPTS["cloud"](request)
+
+    result = bench.run(scripts={"cloud": failing})
+    failed = [r for r in bench.records if r["error"]]
+    assert len(bench.records) == 16
+    assert [r["error"] for r in failed] == ["UNAVAILABLE: the server went away; start it again"]
+    assert failed[0]["output_token_ids"] is None
+    assert failed[0]["prompt_tokens"] is not None
+    assert result.exit_code == 0
+    assert result.problems == (
+        "arm cloud: 1 of 4 generations failed; the last with "
+        "UNAVAILABLE: the server went away; start it again",
+    )
+    assert bench.summary["arms"]["cloud"]["errors"] == 1
+
+
+def test_an_arm_with_only_errors_is_exit_code_3_and_the_server_is_named(bench: Bench) -> None:
+    def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(bench.arms["cloud"].requests) > 1:  # after the warm-up
+            raise UnavailableError("no server")
+        return SCRIPTS["cloud"](request)
+
+    result = bench.run(scripts={"cloud": failing})
+    assert result.exit_code == 3
+    assert "arm cloud: 4 of 4 generations failed" in result.problems[0]
+    assert "still out of reach" in result.problems[-1]
+    assert "–" in result.table
+
+
+def test_later_turns_of_a_failed_conversation_say_that_they_were_not_run(bench: Bench) -> None:
+    def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(bench.arms["cloud"].requests) > 1:
+            raise UnavailableError("no server")
+        return SCRIPTS["cloud"](request)
+
+    bench.run([{"turns": ["a", "b"]}], {"cloud": failing})
+    errors = [r["error"] for r in bench.records if r["arm"] == "cloud"]
+    assert errors == ["UNAVAILABLE: no server", "NOT_RUN: turn 0 failed"]
+
+
+def test_output_without_a_reason_is_an_error_not_a_number(bench: Bench) -> None:
+    def broken(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        return [(5, streamed(1))]
+
+    bench.run(scripts={"cloud": broken}, limit=1)
+    (record,) = (r for r in bench.records if r["arm"] == "cloud")
+    assert record["error"].startswith("INTERNAL: ")
+    assert record["e2e_s"] is None
+
+
+def interrupting(bench: Bench, error: type[BaseException]) -> Scripts:
+    def script(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(bench.arms["speculative"].requests) == 4:
+            raise error
+        return SCRIPTS["speculative"](request)
+
+    return {"speculative": script}
+
+
+def test_ctrl_c_leaves_whole_records_a_summary_and_a_report(bench: Bench) -> None:
+    result = bench.run(scripts=interrupting(bench, KeyboardInterrupt))
+    assert result.exit_code == 130
+    assert bench.summary["interrupted"] is True
+    assert bench.summary["records"] == len(bench.records)
+    assert 8 <= len(bench.records) < 16
+    assert bench.summary["planned_records"] == 16
+    assert "interrupted" in (bench.out / "report.html").read_text("utf-8")
+    assert f"INTERRUPTED: {len(bench.records)} of 16 generations" in result.table
+
+
+def test_our_own_fault_is_raised_after_what_was_measured_is_kept(bench: Bench) -> None:
+    with pytest.raises(ZeroDivisionError):
+        bench.run(scripts=interrupting(bench, ZeroDivisionError))
+    assert bench.summary["interrupted"] is True
+    assert bench.summary["records"] == len(bench.records) > 0
+
+
+def test_each_record_is_on_disk_as_soon_as_it_exists(bench: Bench) -> None:
+    seen: list[int] = []
+
+    def looking(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        seen.append(len(bench.records) if bench.out.exists() else 0)
+        return SCRIPTS["edge"](request)
+
+    bench.run(scripts={"edge": looking})
+    written = [r["order"] for r in bench.records if r["arm"] == "edge"]
+    assert seen == [0, *written]
+
+
+def test_a_second_run_is_not_mixed_into_the_first(bench: Bench) -> None:
+    bench.run(limit=1)
+    before = (bench.out / "records.jsonl").read_bytes()
+    with pytest.raises(UsageError, match=r"--out .*out is not empty; .* name a new directory"):
+        bench.run(limit=1)
+    assert (bench.out / "records.jsonl").read_bytes() == before
+
+
+def test_an_empty_directory_is_used(bench: Bench) -> None:
+    bench.out.mkdir()
+    assert bench.run(limit=1).exit_code == 0
+
+
+def refused(bench: Bench, match: str, *arguments: Any, **named: Any) -> None:
+    with pytest.raises(UsageError, match=match):
+        bench.run(*arguments, **named)
+    assert not bench.out.exists()
+    assert bench.log == []
+
+
+def test_bad_input_is_refused_before_anything_runs_or_is_written(bench: Bench) -> None:
+    refused(bench, r"prompts\.jsonl:2: ", [PROMPTS[0], {"nothing": 1}])
+    refused(bench, r"has 3 tokens at turn 0, and .* holds 3", [PROMPTS[0]], context_length=3)
+    refused(bench, "has 2 tokens at turn 1", [{"turns": ["a", "b"]}], context_length=2)
+    refused(bench, "--repeats 0", repeats=0)
+    refused(bench, "--limit 0", limit=0)
+
+
+def test_a_directory_that_cannot_be_written_is_refused(bench: Bench) -> None:
+    (bench.folder / "file").write_text("")
+    refused(bench, "cannot be written: ", out=bench.folder / "file" / "out")
+
+
+def test_what_fails_in_the_warm_up_is_raised_and_nothing_is_written(bench: Bench) -> None:
+    def refusing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        raise HandshakeError("tokenizers differ")
+
+    with pytest.raises(HandshakeError):
+        bench.run(scripts={"cloud": refusing})
+    assert not bench.out.exists()
+
+
+def test_arms_may_find_a_later_turn_too_long(bench: Bench) -> None:
+    def short(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(request.prompt_token_ids) > 2:
+            raise PromptError("the prompt has 3 tokens and the context 3")
+        return SCRIPTS["cloud"](request)
+
+    bench.run([{"turns": ["a", "b"]}], {"cloud": short})
+    errors = [r["error"] for r in bench.records if r["arm"] == "cloud"]
+    assert errors[0] is None
+    assert errors[1].startswith("PROMPT: ")
+
+
+def test_the_idle_round_trip_is_measured_before_and_after(bench: Bench) -> None:
+    bench.run(limit=1, echo=lambda: bench.clock.advance_ms(2.5))
+    idle = bench.summary["environment"]["idle_rtt_ms"]
+    expected = {"count": 20, "min": 2.5, "p50": 2.5, "p95": 2.5, "p99": 2.5}
+    assert idle == {"before": expected, "after": expected}
+
+
+def test_the_idle_round_trip_is_null_when_the_server_is_gone(bench: Bench) -> None:
+    echoes: list[int] = []
+
+    def echo() -> None:
+        echoes.append(1)
+        if len(echoes) > 23:
+            raise UnavailableError("gone")
+
+    bench.run(limit=1, echo=echo)
+    idle = bench.summary["environment"]["idle_rtt_ms"]
+    assert idle["before"]["count"] == 20
+    assert idle["after"] is None
+
+
+def test_the_default_directory_is_the_time_of_day(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bench.folder)
+    file = bench.folder / "p.jsonl"
+    file.write_text(json.dumps(PROMPTS[0]))
+    result = run_bench(
+        BenchPlan(prompts=file, sampling=SamplingParams(), stop=StopParams(max_new_tokens=2)),
+        [FakeArm("edge", bench.clock, SCRIPTS["edge"])],
+        FakeEncoder(),
+        context_length=10,
+        draft_dtype="float32",
+        target_dtype=None,
+        environment={},
+        clock=bench.clock,
+        now=lambda: datetime(2026, 2, 3, 4, 5, 6, tzinfo=UTC),
+        stderr=bench.stderr,
+    )
+    assert result.directory == Path("runs/20260203T040506Z")
+    assert result.summary["run_id"].startswith("20260203T040506Z-")
+    assert result.summary["reference"] is None
+
+
+def test_off_a_terminal_progress_is_a_line_now_and_then(bench: Bench) -> None:
+    bench.run(repeats=100)
+    lines = bench.stderr.getvalue().splitlines()
+    assert lines[-1] == "bench: 1600/1600 generations, done"
+    assert len(lines) == 2
+    assert lines[0].endswith(" left")
+
+
+def test_equal_text_is_said(bench: Bench) -> None:
+    result = bench.run()
+    assert "identical to cloud: 4/4" in result.table
+    assert result.summary["exact_match"][-1]["prompts_equal"] == 4
