@@ -33,6 +33,7 @@ from common import PROTOCOL_VERSION
 from common.config import CloudSection, Config
 from common.errors import ConfigError, UnavailableError
 from common.lm import precision
+from common.lm.runner import LanguageModel
 from common.types import ServerInfo
 from outrider.v1 import verifier_pb2, verifier_pb2_grpc
 
@@ -167,7 +168,7 @@ def _cannot_listen(key: str, address: str, error: Exception) -> UnavailableError
 
 
 def describe(
-    model: CloudModel, cloud: CloudSection, policy: precision.PrecisionReport
+    model: LanguageModel, cloud: CloudSection, policy: precision.PrecisionReport
 ) -> ServerInfo:
     """States what this server is, as GetServerInfo answers it."""
     loaded = model.loaded

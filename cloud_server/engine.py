@@ -117,6 +117,16 @@ class Engine:
         """Queues a job behind the others of its session."""
         self._inbox.put(lambda: self._jobs.append(job))
 
+    def score(
+        self,
+        tokens: Sequence[int],
+        candidates: Sequence[int],
+        then: Callable[[list[float]], None],
+        failed: Callable[[OutriderError], None],
+    ) -> None:
+        """Gives `then` the logits of the candidates after `tokens`, from forwards of their own."""
+        self._inbox.put(lambda: self._score(tokens, candidates, then, failed))
+
     def release(self, session: int) -> None:
         """Drops a session's jobs, unanswered, and frees its cache."""
         self._inbox.put(lambda: self._release(session))
@@ -237,6 +247,22 @@ class Engine:
             then(self._model.cache.allocate(tokens))
         except OverloadedError as error:
             failed(error)
+
+    def _score(
+        self,
+        tokens: Sequence[int],
+        candidates: Sequence[int],
+        then: Callable[[list[float]], None],
+        failed: Callable[[OutriderError], None],
+    ) -> None:
+        try:
+            with self._model.cache.session(len(tokens)) as session:
+                for start in range(0, len(tokens), self._prefill_chunk):
+                    chunk = tokens[start : start + self._prefill_chunk]
+                    logits = self._model.forward([Segment(session, chunk, start, 1)])
+            then(logits[0, list(candidates)].tolist())
+        except Exception as error:  # as in step: the engine goes on
+            failed(_as_ours(error))
 
     def _release(self, session: int) -> None:
         self._jobs = [job for job in self._jobs if job.session != session]

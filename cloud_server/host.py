@@ -7,7 +7,7 @@ as jobs, answers come back through the loop, and nobody waits for the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -92,6 +92,12 @@ class Host:
                 yield LiveSession(self, state, handle)
             finally:
                 self.engine.release(handle)
+
+    async def score(self, tokens: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        """Returns the target's logits of the candidates after `tokens`."""
+        answer: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self.engine.score(tokens, candidates, *_resolve(answer))
+        return await answer
 
     def new_state(self, opening: OpenSession) -> TargetSession:
         """Checks an opening and makes its pure state; raises as `open` does."""

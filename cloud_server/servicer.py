@@ -167,6 +167,14 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 request.cancelled.set()
                 await asyncio.wait([running])
 
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """Returns logits of a few tokens after a context."""
+        host = self._host
+        tokens, candidates = wire.score_from_proto(
+            request, host.wire_limits, host.info.context_length
+        )
+        return pb.ScoreResponse(logits=await host.score(tokens, candidates))
+
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """Returns the payload."""
         arrived_ns = self._host.clock()

@@ -284,6 +284,26 @@ def generated_from_proto(message: pb.GenerateResponse) -> GeneratedTokens:
     )
 
 
+def score_to_proto(context: Sequence[int], token_ids: Sequence[int]) -> pb.ScoreRequest:
+    """Converts a request for the logits of `token_ids` after `context`."""
+    return pb.ScoreRequest(context_token_ids=context, token_ids=token_ids)
+
+
+def score_from_proto(
+    message: pb.ScoreRequest, limits: WireLimits, context_length: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Converts and validates a request for the logits of some tokens after a context."""
+    if not 1 <= len(message.context_token_ids) <= context_length:
+        raise InvalidRequestError(
+            f"context_token_ids holds {len(message.context_token_ids)} tokens; "
+            f"it must hold 1 to {context_length}"
+        )
+    return (
+        _token_ids("context_token_ids", message.context_token_ids, limits),
+        _token_ids("token_ids", message.token_ids, limits),
+    )
+
+
 # --- server info ---------------------------------------------------------------------------
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.models import Pair, save_pair
 
 # Models here are tiny: a second thread costs more than it gives, and much more on a busy machine.
 torch.set_num_threads(1)
+
+# How long an example takes says more about the machine's other work than about the code.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session")

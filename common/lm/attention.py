@@ -184,7 +184,7 @@ def ragged_attention(
         raise InternalError(f"{NAME} attention was called outside a step of the runner")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     foreign = {name: given for name, given in kwargs.items() if name not in _HARMLESS}
-    foreign |= {"attention_mask": attention_mask, "dropout": dropout, "non-causal": not causal}
+    foreign |= {"attention_mask": attention_mask, "dropout": dropout, "is_causal=False": not causal}
     for name, given in foreign.items():
         if given is not None and given is not False and not _is_zero(given):
             raise ModelError(

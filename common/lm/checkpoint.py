@@ -39,6 +39,9 @@ def stored_tensors(directory: Path) -> list[StoredTensor]:
 
 def weight_files(directory: Path) -> list[Path]:
     """Lists the safetensors files transformers would load; raises ModelError without any."""
+    single = directory / "model.safetensors"
+    if single.is_file():
+        return [single]
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
@@ -46,13 +49,10 @@ def weight_files(directory: Path) -> list[Path]:
         if absent := [file.name for file in files if not file.is_file()]:
             raise ModelError(f"{directory}: {index.name} names {absent[0]}, which is not there")
         return files
-    single = directory / "model.safetensors"
-    if not single.is_file():
-        raise ModelError(
-            f"{directory} has no model.safetensors: only safetensors weights are loaded "
-            "(convert others with transformers' save_pretrained)"
-        )
-    return [single]
+    raise ModelError(
+        f"{directory} has no model.safetensors: only safetensors weights are loaded "
+        "(convert others with transformers' save_pretrained)"
+    )
 
 
 def describe_dtype(tensors: list[StoredTensor]) -> str:

@@ -23,6 +23,7 @@ from common.lm.kv_cache import BLOCK, KVCache, LayerShape
 from common.lm.loading import LoadedModel
 from common.lm.precision import dtype_name
 from common.lm.segments import Segment
+from common.lm.wording import brief, quiet
 
 if TYPE_CHECKING:
     from common.lm.runner import LanguageModel
@@ -148,13 +149,14 @@ def _check_windows(
 def _refusing(loaded: LoadedModel) -> Iterator[None]:
     """Turns whatever a module raises on the way into a refusal of its architecture."""
     try:
-        yield
+        with quiet():
+            yield
     except ModelError as error:
         raise _refusal(loaded, str(error)) from error
     except (OutriderError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # any module, any error
-        raise _refusal(loaded, f"it fails on a packed row ({error!r:.200})") from error
+        raise _refusal(loaded, f"it fails on a packed row ({brief(error)})") from error
 
 
 def _refusal(loaded: LoadedModel, reason: str) -> ModelError:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
@@ -19,12 +18,12 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging
 
 from common.errors import ConfigError, ModelError
 from common.lm import checkpoint, hub, tokenizers
 from common.lm.context import context_limit
 from common.lm.precision import resolve_dtype
+from common.lm.wording import brief, quiet
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
             )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others
         raise ModelError(
-            f"{directory} has no configuration that transformers can read: {_brief(error)}"
+            f"{directory} has no configuration that transformers can read: {brief(error)}"
         ) from error
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
@@ -107,7 +106,7 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise ModelError(
             f"{directory}: {kind} with quantised weights; name the unquantised checkpoint"
         )
-    known = type(config) in AutoModelForCausalLM._model_mapping
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     if not known and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise ModelError(f"{directory}: {kind} is not a decoder-only causal language model")
     return cast(PreTrainedConfig, config)
@@ -175,21 +174,6 @@ def twin(model: PreTrainedModel, attention: str) -> PreTrainedModel:
     return copied
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' notices and progress bars off stderr for the length of a block."""
-    notices: Any = logging  # transformers' own, without types
-    verbosity, bars = notices.get_verbosity(), notices.is_progress_bar_enabled()
-    notices.set_verbosity_error()
-    notices.disable_progress_bar()
-    try:
-        yield
-    finally:
-        notices.set_verbosity(verbosity)
-        if bars:
-            notices.enable_progress_bar()
-
-
 def _load_module(
     directory: Path, config: PreTrainedConfig, dtype: torch.dtype, trust_remote_code: bool
 ) -> PreTrainedModel:
@@ -205,7 +189,7 @@ def _load_module(
             output_loading_info=True,
         )
     except Exception as error:  # transformers raises OSError, ValueError, RuntimeError and others
-        raise ModelError(f"{directory} cannot be loaded: {_brief(error)}") from error
+        raise ModelError(f"{directory} cannot be loaded: {brief(error)}") from error
     # transformers would fill what is absent with random numbers and say so in a warning.
     for problem in ("missing_keys", "mismatched_keys"):
         if names := sorted(str(key) for key in info.get(problem) or ()):
@@ -223,8 +207,3 @@ def _eos_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
         if given is not None:
             return (given,) if isinstance(given, int) else tuple(given)
     return ()
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import ModelError
+from common.lm.wording import brief
 
 _NOT_IDENTITY = ("version", "truncation", "padding", "post_processor", "decoder")
 """Parts of a tokenizer.json that do not decide which id a piece of text gets."""
@@ -22,7 +23,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises whatever the tokenizer class meets
-        raise ModelError(_no_tokenizer(directory, error)) from error
+        raise ModelError(_no_tokenizer(directory, brief(error))) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or vocabulary_size(tokenizer) < 2:
         raise ModelError(_no_tokenizer(directory, "it has no vocabulary"))
     return tokenizer
@@ -49,7 +50,7 @@ def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _no_tokenizer(directory: Path, reason: object) -> str:
+def _no_tokenizer(directory: Path, reason: str) -> str:
     return (
         f"{directory} has no usable tokenizer ({reason}): "
         "put tokenizer.json and tokenizer_config.json beside the weights"

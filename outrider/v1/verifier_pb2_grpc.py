@@ -50,6 +50,11 @@ class VerifierStub(object):
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=outrider_dot_v1_dot_verifier__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/outrider.v1.Verifier/Score',
+                request_serializer=outrider_dot_v1_dot_verifier__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=outrider_dot_v1_dot_verifier__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Echo = channel.unary_unary(
                 '/outrider.v1.Verifier/Echo',
                 request_serializer=outrider_dot_v1_dot_verifier__pb2.EchoRequest.SerializeToString,
@@ -104,6 +109,16 @@ class VerifierServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Returns the target's logits of a few tokens after a context, outside any
+        session: with how small a gap it preferred one token to another.
+        INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
+        one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Echo(self, request, context):
         """Returns its payload, for measuring round trips at any message size.
         """
@@ -136,6 +151,11 @@ def add_VerifierServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=outrider_dot_v1_dot_verifier__pb2.GenerateRequest.FromString,
                     response_serializer=outrider_dot_v1_dot_verifier__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=outrider_dot_v1_dot_verifier__pb2.ScoreRequest.FromString,
+                    response_serializer=outrider_dot_v1_dot_verifier__pb2.ScoreResponse.SerializeToString,
             ),
             'Echo': grpc.unary_unary_rpc_method_handler(
                     servicer.Echo,
@@ -230,6 +250,33 @@ class Verifier(object):
             '/outrider.v1.Verifier/Generate',
             outrider_dot_v1_dot_verifier__pb2.GenerateRequest.SerializeToString,
             outrider_dot_v1_dot_verifier__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/outrider.v1.Verifier/Score',
+            outrider_dot_v1_dot_verifier__pb2.ScoreRequest.SerializeToString,
+            outrider_dot_v1_dot_verifier__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -84,6 +84,16 @@ class VerifierStub:
     last message, and only that, names a finish reason. Statuses as for Session.
     """
 
+    Score: grpc.UnaryUnaryMultiCallable[
+        outrider.v1.verifier_pb2.ScoreRequest,
+        outrider.v1.verifier_pb2.ScoreResponse,
+    ]
+    """Returns the target's logits of a few tokens after a context, outside any
+    session: with how small a gap it preferred one token to another.
+    INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
+      one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+    """
+
     Echo: grpc.UnaryUnaryMultiCallable[
         outrider.v1.verifier_pb2.EchoRequest,
         outrider.v1.verifier_pb2.EchoResponse,
@@ -137,6 +147,16 @@ class VerifierAsyncStub:
     ]
     """Makes text with the target alone and streams tokens as they are made; the
     last message, and only that, names a finish reason. Statuses as for Session.
+    """
+
+    Score: grpc.aio.UnaryUnaryMultiCallable[
+        outrider.v1.verifier_pb2.ScoreRequest,
+        outrider.v1.verifier_pb2.ScoreResponse,
+    ]
+    """Returns the target's logits of a few tokens after a context, outside any
+    session: with how small a gap it preferred one token to another.
+    INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
+      one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
     """
 
     Echo: grpc.aio.UnaryUnaryMultiCallable[
@@ -198,6 +218,18 @@ class VerifierServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[collections.abc.Iterator[outrider.v1.verifier_pb2.GenerateResponse], collections.abc.AsyncIterator[outrider.v1.verifier_pb2.GenerateResponse]]:
         """Makes text with the target alone and streams tokens as they are made; the
         last message, and only that, names a finish reason. Statuses as for Session.
+        """
+
+    @abc.abstractmethod
+    def Score(
+        self,
+        request: outrider.v1.verifier_pb2.ScoreRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[outrider.v1.verifier_pb2.ScoreResponse, collections.abc.Awaitable[outrider.v1.verifier_pb2.ScoreResponse]]:
+        """Returns the target's logits of a few tokens after a context, outside any
+        session: with how small a gap it preferred one token to another.
+        INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
+          one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
         """
 
     @abc.abstractmethod

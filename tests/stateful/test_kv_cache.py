@@ -127,7 +127,7 @@ class KVCacheMachine(RuleBasedStateMachine):
             self.cache.write(session, layer, position, key, value)
 
 
-KVCacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+KVCacheMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=25)
 TestKVCache = KVCacheMachine.TestCase
 
 

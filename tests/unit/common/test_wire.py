@@ -134,6 +134,15 @@ def opened(**change: Any) -> pb.OpenSession:
             "confirmed_token_ids holds 100",
         ),
         (lambda: wire.generate_from_proto(pb.GenerateRequest(), LIMITS), "mode is 0"),
+        (lambda: wire.score_from_proto(pb.ScoreRequest(), LIMITS, 9), "holds 0 tokens"),
+        (
+            lambda: wire.score_from_proto(wire.score_to_proto([1] * 10, [1]), LIMITS, 9),
+            "holds 10 tokens; it must hold 1 to 9",
+        ),
+        (
+            lambda: wire.score_from_proto(wire.score_to_proto([1], [100]), LIMITS, 9),
+            "token_ids holds 100",
+        ),
         (lambda: wire.verdict_from_proto(pb.Verdict()), "outcome is 0"),
     ],
 )

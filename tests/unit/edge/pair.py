@@ -75,6 +75,11 @@ def server_info(**changes: object) -> ServerInfo:
     return ServerInfo(**(values | changes))  # type: ignore[arg-type]
 
 
+def text_of(token_ids: Sequence[int]) -> str:
+    """Returns the text of tokens, by the tiny tokenizer."""
+    return str(tiny_tokenizer().decode(list(token_ids)))
+
+
 class Clock:
     """Moves on by one nanosecond each time it is read."""
 
@@ -125,7 +130,7 @@ class PairedStream:
             ),
             context_length=CONTEXT,
             model_eos=(EOS,),
-            detokenizer=lambda: lambda token_id: tiny_tokenizer().decode([token_id]),
+            detokenizer=lambda: lambda token_id: text_of([token_id]),
         )
 
 

@@ -131,7 +131,7 @@ def test_a_server_that_goes_on_after_the_end_is_our_fault_and_said_so() -> None:
 
 def test_epochs_rise_with_rejections() -> None:
     stream = opened(StopParams(24))
-    steps = list(run(stream, wrong=5))
+    steps = list(run(stream, wrong=3))
     rejections = 0
     for draft, step in zip(stream.sent, steps, strict=True):
         assert isinstance(draft, Draft)

@@ -20,13 +20,43 @@ from edge_client.experiments.records import (
 from tests.unit.experiments.fakes import MS, piece, streamed, unit, verified
 
 # The contract, as INTERFACE.md lists it.
-CONTRACT = """
-    run_id prompt_id turn category arm repeat order seed temperature prompt_tokens
-    output_token_ids text num_output_tokens finish_reason ttft_s e2e_s tpot_s inter_token_s
-    tokens_per_s rounds num_draft_tokens num_accepted_tokens accepted_per_position rtt_ms
-    network_ms queue_ms target_compute_ms draft_ms bytes_up bytes_down target_forward_passes
-    target_busy_s draft_dtype target_dtype error
-""".split()
+CONTRACT = [
+    "run_id",
+    "prompt_id",
+    "turn",
+    "category",
+    "arm",
+    "repeat",
+    "order",
+    "seed",
+    "temperature",
+    "prompt_tokens",
+    "output_token_ids",
+    "text",
+    "num_output_tokens",
+    "finish_reason",
+    "ttft_s",
+    "e2e_s",
+    "tpot_s",
+    "inter_token_s",
+    "tokens_per_s",
+    "rounds",
+    "num_draft_tokens",
+    "num_accepted_tokens",
+    "accepted_per_position",
+    "rtt_ms",
+    "network_ms",
+    "queue_ms",
+    "target_compute_ms",
+    "draft_ms",
+    "bytes_up",
+    "bytes_down",
+    "target_forward_passes",
+    "target_busy_s",
+    "draft_dtype",
+    "target_dtype",
+    "error",
+]
 
 
 def speculative() -> Record:
@@ -100,10 +130,17 @@ def test_a_round_without_drafts_counts_as_a_round_and_is_not_null() -> None:
 def test_what_does_not_apply_to_a_streamed_arm_is_null_never_zero() -> None:
     steps = [streamed(1), streamed(2, end=FinishReason.MAX_NEW_TOKENS)]
     record = record_from_steps(unit("cloud"), (1,), steps, [10 * MS, 20 * MS])
-    for name in (
-        "rounds num_draft_tokens num_accepted_tokens accepted_per_position drafted_per_position "
-        "mean_accepted_length rtt_ms draft_ms error"
-    ).split():
+    for name in [
+        "rounds",
+        "num_draft_tokens",
+        "num_accepted_tokens",
+        "accepted_per_position",
+        "drafted_per_position",
+        "mean_accepted_length",
+        "rtt_ms",
+        "draft_ms",
+        "error",
+    ]:
         assert getattr(record, name) is None, name
     assert record.network_ms == percentiles([2, 2])
     assert record.target_forward_passes == 2
@@ -112,11 +149,23 @@ def test_what_does_not_apply_to_a_streamed_arm_is_null_never_zero() -> None:
 def test_what_does_not_apply_to_the_edge_is_null_never_zero() -> None:
     steps = [piece(1), piece(2, end=FinishReason.MAX_NEW_TOKENS)]
     record = record_from_steps(unit("edge", target_dtype=None), (1,), steps, [MS, 2 * MS])
-    for name in (
-        "rounds num_draft_tokens accepted_per_position rtt_ms network_ms queue_ms "
-        "target_compute_ms draft_ms bytes_up bytes_down target_forward_passes target_busy_s "
-        "mean_step_sessions target_dtype error"
-    ).split():
+    for name in [
+        "rounds",
+        "num_draft_tokens",
+        "accepted_per_position",
+        "rtt_ms",
+        "network_ms",
+        "queue_ms",
+        "target_compute_ms",
+        "draft_ms",
+        "bytes_up",
+        "bytes_down",
+        "target_forward_passes",
+        "target_busy_s",
+        "mean_step_sessions",
+        "target_dtype",
+        "error",
+    ]:
         assert getattr(record, name) is None, name
     assert record.steps is not None
     assert record.steps.total_ns is None

@@ -227,6 +227,7 @@ def test_ctrl_c_leaves_whole_records_a_summary_and_a_report(bench: Bench) -> Non
     assert 8 <= len(bench.records) < 16
     assert bench.summary["planned_records"] == 16
     assert "interrupted" in (bench.out / "report.html").read_text("utf-8")
+    assert result.problems[0].startswith(f"interrupted after {len(bench.records)} of 16")
     assert f"INTERRUPTED: {len(bench.records)} of 16 generations" in result.table
 
 

@@ -85,13 +85,27 @@ def test_failures_are_counted_and_left_out() -> None:
 def test_only_failures_leave_nothing_but_their_number() -> None:
     arm = summarize_arm([error_record(unit(), None, "gone")], Bootstrap(1))
     assert (arm["records"], arm["errors"]) == (1, 1)
-    for name in "tokens_per_s ttft_s acceptance_rate rtt_ms rounds num_output_tokens".split():
+    for name in [
+        "tokens_per_s",
+        "ttft_s",
+        "acceptance_rate",
+        "rtt_ms",
+        "rounds",
+        "num_output_tokens",
+    ]:
         assert arm[name] is None, name
 
 
 def test_what_does_not_apply_is_null() -> None:
     record = record_from_steps(unit("cloud"), (1,), [streamed(1, end=END)], [MS])
     arm = summarize_arm([record], Bootstrap(1))
-    for name in "rounds acceptance_rate mean_accepted_length rtt_ms draft_ms tpot_s".split():
+    for name in [
+        "rounds",
+        "acceptance_rate",
+        "mean_accepted_length",
+        "rtt_ms",
+        "draft_ms",
+        "tpot_s",
+    ]:
         assert arm[name] is None, name
     assert arm["acceptance_by_position"] is None

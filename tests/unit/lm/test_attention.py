@@ -65,6 +65,23 @@ def test_each_span_attends_to_its_own_session(window: int | None, softcap: float
         assert (got - torch.cat(want)).abs().max().item() < 1e-5
 
 
+def test_one_step_serves_layers_of_different_windows_in_any_order() -> None:
+    windows = [5, None, 5, 2, None]
+    cache = KVCache([LayerShape(KV_HEADS, SIZE, VALUE_SIZE)] * len(windows), 64)
+    session = cache.allocate(12)
+    cache.extend(session, 12)
+    whole = torch.randn(HEADS + 2 * KV_HEADS, 12, SIZE)
+    query, keys, values = whole[:HEADS], whole[HEADS:-KV_HEADS], whole[-KV_HEADS:]
+    values = values[..., :VALUE_SIZE]
+    for layer in range(len(windows)):
+        cache.write(session, layer, 0, keys, values)
+    step = RaggedStep(cache, [Span(0, 3, session, 9)])
+    for layer, window in enumerate(windows):
+        call = LayerCall(layer, 0.3, window, None)
+        got = step.attend(call, query[:, 9:], keys[:, 9:], values[:, 9:])
+        assert (got - defined(query[:, 9:], keys, values, 9, call)).abs().max().item() < 1e-5
+
+
 class _Attention(nn.Module):
     layer_idx = 0
 

@@ -147,6 +147,10 @@ def _truncate_weights(directory: Path) -> None:
     file.write_bytes(file.read_bytes()[:1000])
 
 
+def _leave_an_lfs_pointer(directory: Path) -> None:
+    (directory / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
+
+
 def _no_tokenizer(directory: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).unlink()
@@ -174,6 +178,7 @@ def _become_vit(directory: Path) -> None:
         (_drop_a_weight, r"1 weights missing, model\.layers\.1\.mlp\.up_proj"),
         (_reshape_a_weight, "cannot be loaded|1 weights mismatched"),
         (_truncate_weights, "not a readable safetensors file"),
+        (_leave_an_lfs_pointer, "bytes in a shorter file"),
         (_become_t5, "t5 is an encoder-decoder"),
         (_become_vit, "vit is not a decoder-only causal language model"),
         (_config(model_type="nonesuch"), "no configuration that transformers can read"),

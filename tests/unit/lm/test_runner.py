@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -79,9 +79,7 @@ def test_every_kind_of_step_equals_the_stock_model(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma2"])
-@settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_life_of_sessions_equals_the_stock_model(
     architecture: str, data: st.DataObject

@@ -1,0 +1,281 @@
+"""What a user sees: the server and the edge as two processes over real gRPC."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.processes import (
+    ENVIRONMENT,
+    Server,
+    edge,
+    edge_running,
+    generate,
+    serving,
+    wait_for_records,
+)
+from tests.models import Pair
+
+CLOUD_ARMS = ("cloud", "cloud_optimized", "speculative")
+
+
+@pytest.mark.parametrize("flags", [(), ("--temperature", "0.9", "--seed", "7", "--top-p", "0.9")])
+def test_three_arms_write_one_text(server: Server, tiny_pair: Pair, flags: tuple[str, ...]) -> None:
+    texts = [
+        generate(
+            server.address, tiny_pair.draft, "One day, she", "--arm", arm,
+            "--max-new-tokens", "24", "--ignore-eos", *flags,
+        )
+        for arm in CLOUD_ARMS
+    ]  # fmt: skip
+    assert len(texts[0]["token_ids"]) == 24
+    for other in texts[1:]:
+        assert other["token_ids"] == texts[0]["token_ids"]
+        assert other["text"] == texts[0]["text"]
+        assert other["finish_reason"] == texts[0]["finish_reason"] == "max_new_tokens"
+    stats = texts[2]["stats"]
+    assert 0 < stats["num_accepted_tokens"] < stats["num_draft_tokens"]
+    assert stats["rounds"] < 24
+
+
+def test_eight_clients_share_forwards_and_each_has_its_own_text(
+    server: Server, tiny_pair: Pair
+) -> None:
+    prompts = [f"The cat and the dog {number}" for number in range(8)]
+
+    def run(prompt: str) -> dict[str, Any]:
+        return generate(
+            server.address, tiny_pair.draft, prompt, "--max-new-tokens", "120", "--ignore-eos"
+        )
+
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(run, prompts))
+    assert max(answer["stats"]["step_sessions"]["max"] for answer in together) > 1
+    alone = [run(prompt) for prompt in prompts]
+    assert [a["token_ids"] for a in together] == [a["token_ids"] for a in alone]
+    assert all(answer["stats"]["step_sessions"]["max"] == 1 for answer in alone)
+
+
+def test_stop_strings_end_all_arms_alike(server: Server, tiny_pair: Pair) -> None:
+    whole = generate(
+        server.address, tiny_pair.draft, "The", "--max-new-tokens", "30", "--ignore-eos"
+    )
+    stop = whole["text"][12:16]
+    for arm in CLOUD_ARMS:
+        cut = generate(
+            server.address, tiny_pair.draft, "The", "--max-new-tokens", "30", "--ignore-eos",
+            "--arm", arm, "--stop", stop,
+        )  # fmt: skip
+        assert cut["finish_reason"] == "stop_string"
+        assert cut["text"] == whole["text"][: whole["text"].index(stop)]
+        assert cut["token_ids"] == whole["token_ids"][: len(cut["token_ids"])]
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    lines = [json.dumps({"id": f"p{n}", "prompt": f"Once upon a {n}"}) for n in range(count)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_bench_writes_records_summary_and_report(
+    server: Server, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 3)
+    out = tmp_path / "out"
+    done = edge(
+        "bench", "--server", server.address, "--draft", str(tiny_pair.draft), "--prompts",
+        str(prompts), "--max-new-tokens", "12", "--out", str(out),
+    )  # fmt: skip
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 12
+    assert all(record["error"] is None for record in records)
+    by_arm = {arm: [r for r in records if r["arm"] == arm] for arm in ("edge", *CLOUD_ARMS)}
+    for one, two, three in zip(*(by_arm[arm] for arm in CLOUD_ARMS), strict=True):
+        assert one["output_token_ids"] == two["output_token_ids"] == three["output_token_ids"]
+    assert all(record["network_ms"] is None for record in by_arm["edge"])
+    assert all(record["num_draft_tokens"] is None for record in by_arm["cloud"])
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["environment"]
+    assert "identical to cloud" in done.stdout
+    assert "3/3" in done.stdout
+    assert (out / "report.html").stat().st_size > 1000
+
+
+def bench_flags(server: Server, pair: Pair, prompts: Path, out: Path) -> list[str]:
+    return [
+        "bench", "--server", server.address, "--draft", str(pair.draft), "--prompts",
+        str(prompts), "--arms", "speculative", "--max-new-tokens", "60", "--ignore-eos",
+        "--out", str(out),
+    ]  # fmt: skip
+
+
+def test_a_server_killed_in_the_middle_of_a_bench_costs_records_not_the_run(
+    tiny_pair: Pair, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 40)
+    out = tmp_path / "out"
+    with (
+        serving(tiny_pair.target) as server,
+        edge_running(*bench_flags(server, tiny_pair, prompts, out)) as bench,
+    ):
+        wait_for_records(out, 2, bench)
+        server.kill()
+        _, stderr = bench.communicate(timeout=100)
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    assert len(records) == 40
+    assert records[0]["error"] is None
+    assert records[-1]["error"]
+    assert (out / "summary.json").exists()
+    assert "Traceback" not in stderr
+    assert server.address in stderr
+
+
+def test_an_interrupted_bench_keeps_whole_records_and_a_summary(
+    server: Server, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 200)
+    out = tmp_path / "out"
+    with edge_running(*bench_flags(server, tiny_pair, prompts, out)) as bench:
+        wait_for_records(out, 2, bench)
+        bench.send_signal(signal.SIGINT)
+        _, stderr = bench.communicate(timeout=60)
+        assert bench.returncode == 130
+    assert "Traceback" not in stderr
+    lines = (out / "records.jsonl").read_text().splitlines()
+    assert 2 <= len([json.loads(line) for line in lines]) < 200
+    assert json.loads((out / "summary.json").read_text())["interrupted"] is True
+
+
+def test_generate_when_the_server_is_not_there(tiny_pair: Pair) -> None:
+    done = edge(
+        "generate", "--server", "127.0.0.1:9", "--draft", str(tiny_pair.draft), "--prompt", "x",
+        check=3,
+    )  # fmt: skip
+    last = done.stderr.strip().splitlines()[-1]
+    assert "127.0.0.1:9" in last
+    assert "outrider-cloud serve" in last
+
+
+def test_a_draft_with_another_tokenizer_is_refused_naming_both(
+    server: Server, other_tokenizer: Path
+) -> None:
+    done = edge(
+        "generate", "--server", server.address, "--draft", str(other_tokenizer), "--prompt", "x",
+        check=2,
+    )  # fmt: skip
+    assert "tokenizer: client" in done.stderr
+    assert "server" in done.stderr
+
+
+def test_another_precision_is_refused_naming_both(server: Server, tiny_pair: Pair) -> None:
+    done = edge(
+        "generate", "--server", server.address, "--draft", str(tiny_pair.draft), "--prompt", "x",
+        "--set", "edge.dtype=bfloat16", check=2,
+    )  # fmt: skip
+    assert "client bfloat16, server float32" in done.stderr
+
+
+def test_a_prompt_longer_than_the_context_names_both_numbers(
+    server: Server, tiny_pair: Pair
+) -> None:
+    done = edge(
+        "generate", "--server", server.address, "--draft", str(tiny_pair.draft), "--prompt",
+        "dog " * 400, check=2,
+    )  # fmt: skip
+    assert "256" in done.stderr
+
+
+def test_edge_alone_needs_no_server(tiny_pair: Pair) -> None:
+    done = edge(
+        "generate", "--arm", "edge", "--draft", str(tiny_pair.draft), "--prompt", "The cat",
+        "--max-new-tokens", "5",
+    )  # fmt: skip
+    assert done.stdout
+
+
+def test_ping_measures_round_trips(server: Server) -> None:
+    done = edge("ping", "--server", server.address, "--count", "5", "--json")
+    assert json.loads(done.stdout)["elapsed_ms"]["p50"] > 0
+
+
+@pytest.mark.parametrize("process", ["edge_client", "cloud_server"])
+def test_check_finds_nothing_but_float32(process: str, tiny_pair: Pair) -> None:
+    flag = "--draft" if process == "edge_client" else "--model"
+    done = subprocess.run(
+        [sys.executable, "-m", process, "check", flag, str(tiny_pair.target)],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "float32" in done.stdout
+    assert "bfloat16" not in done.stdout
+
+
+def test_metrics_count_what_happened(server: Server, tiny_pair: Pair) -> None:
+    def read() -> dict[str, float]:
+        with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        return {
+            line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1])
+            for line in lines
+            if not line.startswith("#")
+        }
+
+    before = read()
+    made = generate(server.address, tiny_pair.draft, "The", "--max-new-tokens", "9", "--ignore-eos")
+    after = read()
+    for name, stat in {
+        "outrider_spec_decode_num_draft_tokens_total": "num_draft_tokens",
+        "outrider_spec_decode_num_accepted_tokens_total": "num_accepted_tokens",
+        "outrider_generation_tokens_total": "num_output_tokens",
+    }.items():
+        assert after[name] - before[name] == made["stats"][stat], name
+    assert after["outrider_num_requests_running"] == 0
+
+
+def test_sigterm_drains_and_exits_0(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        edge_running(
+            "generate", "--server", server.address, "--draft", str(tiny_pair.draft),
+            "--prompt", "The", "--max-new-tokens", "200", "--ignore-eos",
+        ) as client,
+    ):  # fmt: skip
+        assert client.stdout is not None
+        first = client.stdout.read(1)  # the generation is under way
+        assert server.stop() == 0
+        rest, stderr = client.communicate(timeout=60)
+        assert client.returncode == 0, stderr
+    assert len(first + rest) > 50
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--model", "no/such/model"], 2, "no/such/model"),
+        (["--model", "TARGET", "--listen", "nonsense"], 2, "HOST:PORT"),
+        (["--model", "TARGET", "--listen", "203.0.113.1:1"], 3, "203.0.113.1:1"),
+        (["--model", "TARGET", "--set", "cloud.tokn_budget=4"], 2, "cloud.token_budget"),
+        (["--model", "TARGET", "--set", "cloud.token_budget=4"], 2, "max_draft_tokens"),
+        (["--model", "TARGET", "--device", "tpu"], 2, "tpu"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_in_its_last_line(
+    tiny_pair: Pair, flags: list[str], code: int, message: str
+) -> None:
+    flags = [str(tiny_pair.target) if flag == "TARGET" else flag for flag in flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "cloud_server", "serve", "--metrics-listen", "127.0.0.1:0", *flags],
+        capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
