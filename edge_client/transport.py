@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
@@ -112,16 +112,29 @@ class CloudConnection:
             raise InternalError(f"server {self.address} echoed another payload than it was sent")
         return elapsed, answer.total_ns
 
+    def score(self, context: Sequence[int], token_ids: Sequence[int]) -> tuple[float, ...]:
+        """Asks for the target's logits of `token_ids` after `context`, outside any session."""
+        request = wire.score_to_proto(context, token_ids)
+        try:
+            answer = self._stub.Score(request, timeout=self._network.round_timeout_s)
+        except grpc.RpcError as error:
+            raise error_from_call(error, self.address) from error
+        if len(answer.logits) != len(token_ids):
+            raise InternalError(
+                f"server {self.address} scored {len(answer.logits)} tokens of {len(token_ids)}"
+            )
+        return tuple(answer.logits)
+
     @contextmanager
     def open(self, opening: OpenSession) -> Iterator[SessionStream]:
         """Opens a session and does not wait; whatever is wrong shows at the first verdict."""
         requests: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
         call: Any = self._stub.Session(iter(requests.get, None))
-        with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
-            try:
+        try:
+            with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
                 yield SessionStream(opening, requests, responses, self._clock)
-            finally:
-                requests.put(None)  # half-closes the stream
+        finally:
+            requests.put(None)  # half-closes the stream, unless it is cancelled by now
 
     def generate(self, mode: GenerateMode, opening: OpenSession) -> Iterator[Piece]:
         """Streams the output of a cloud arm."""

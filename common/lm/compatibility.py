@@ -81,10 +81,9 @@ def probe(lm: LanguageModel) -> None:
     cut, end = length // 3, length
     cache = KVCache(lm.cache.layers, 2 * BLOCK, loaded.dtype, loaded.device)
     with cache.session(length) as a, cache.session(length) as b:
-        wrong = [*first[:cut], *second[cut:end]]
         steps = [
             [Segment(a, first[:cut], 0, cut)],
-            [Segment(b, second[:1], 0, 1), Segment(a, wrong[cut:], cut, 0)],
+            [Segment(b, second[:1], 0, 1), Segment(a, second[cut:], cut, 0)],  # wrong guesses
             [Segment(a, first[cut : end - 1], cut, end - 1 - cut), Segment(b, second[1:], 1, 1)],
             [Segment(b, second[cut:], cut, end - cut), Segment(a, first[end - 1 :], end - 1, 1)],
         ]

@@ -214,4 +214,10 @@ class KVCache:
         held.reserved = reserved
 
     def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.dtype, device=self.device)
+        try:
+            return torch.empty(shape, dtype=self.dtype, device=self.device)
+        except torch.OutOfMemoryError as error:
+            raise OverloadedError(
+                f"{self.device} has no memory left for the key/value cache, though its budget of "
+                f"{self.capacity_tokens} tokens does: retry later, or lower cache_tokens"
+            ) from error

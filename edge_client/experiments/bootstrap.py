@@ -118,7 +118,8 @@ def _weighted_quantiles(
 
 def _holder(upto: Floats, index: Floats) -> NDArray[np.intp]:
     """Returns which value stands at `index` of each repeated sample."""
-    return (upto <= index[:, None]).sum(axis=1)
+    places: NDArray[np.intp] = np.sum(upto <= index[:, None], axis=1, dtype=np.intp)
+    return places
 
 
 def _estimate(value: float, resampled: Floats, prompts: int) -> Estimate:

@@ -20,9 +20,7 @@ NOT_LIMITED = "not limited"
 def granted_cores(root: Path = _CGROUP, membership: Path = _SELF) -> dict[str, Any]:
     """Returns cores present, cores granted, and what enforces that."""
     present = os.cpu_count() or 1
-    affinity = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
-    )
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
     quota = cpu_quota(root, membership)
     granted = float(min(affinity, quota[0])) if quota else float(affinity)
     if quota and quota[0] <= affinity and quota[0] < present:

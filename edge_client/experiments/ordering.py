@@ -25,8 +25,9 @@ def balanced_orders(num_arms: int, seed: int) -> Iterator[tuple[int, ...]]:
 
 def _williams(count: int) -> list[list[int]]:
     """Returns `count` rows for an even count, twice as many for an odd one."""
-    first = [(place + 1) // 2 if place % 2 else (count - place // 2) % count
-             for place in range(count)]
+    first = [
+        (place + 1) // 2 if place % 2 else (count - place // 2) % count for place in range(count)
+    ]
     rows = [[(arm + shift) % count for arm in first] for shift in range(count)]
     if count % 2:
         rows += [row[::-1] for row in rows]

@@ -49,11 +49,9 @@ class Progress:
         if now - self._told >= _LINE_EVERY_NS or self._done == self._total:
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
-            print(
-                f"bench: {self._done}/{self._total} generations, about {duration(left)} left",
-                file=self._stream,
-                flush=True,
-            )
+            rest = f"about {duration(left)} left" if left else "done"
+            line = f"bench: {self._done}/{self._total} generations, {rest}"
+            print(line, file=self._stream, flush=True)
 
 
 def duration(nanoseconds: float) -> str:

@@ -42,18 +42,22 @@ class PromptEncoder(Protocol):
         """
         ...
 
+    def encode_turns(self, messages: Sequence[Message]) -> Sequence[int]:
+        """Returns the tokens of a conversation, with or without a chat template."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """Is one line of a prompt file.
 
     `turns` are what is asked, one after the other; `history` the messages that
-    stand before the first of them; `chat` False means a plain text to continue.
+    stand before the first of them; `kind` is the field of the line that held it.
     """
 
     prompt_id: str
     turns: tuple[str, ...]
-    chat: bool
+    kind: str
     where: str
     history: tuple[Message, ...] = ()
     category: str | None = None
@@ -65,10 +69,12 @@ class Prompt:
         Raises PromptError naming file and line when there are none.
         """
         try:
-            if self.chat:
+            if self.kind == "prompt":
+                token_ids = tuple(encoder.encode(self.turns[0]))
+            elif self.kind == "messages":
                 token_ids = tuple(encoder.encode_chat(self.messages(answers)))
             else:
-                token_ids = tuple(encoder.encode(self.turns[0]))
+                token_ids = tuple(encoder.encode_turns(self.messages(answers)))
         except PromptError as error:
             raise PromptError(f"{self.where}: {error}") from None
         if not token_ids:
@@ -128,7 +134,7 @@ def _parse(line: bytes, where: str, number: int) -> Prompt:
     return Prompt(
         prompt_id=_identity(fields, where, number),
         turns=turns,
-        chat=kinds[0] != "prompt",
+        kind=kinds[0],
         where=where,
         history=history,
         category=_category(fields, where),

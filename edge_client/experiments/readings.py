@@ -57,7 +57,9 @@ def round_trips(record: Record) -> list[float]:
 
 def network(record: Record) -> list[float]:
     """Returns client elapsed - server total of each arrival."""
-    return [(mine - theirs) / _NS_PER_MS for mine, theirs in _rows(record, "elapsed_ns", "total_ns")]
+    return [
+        (mine - theirs) / _NS_PER_MS for mine, theirs in _rows(record, "elapsed_ns", "total_ns")
+    ]
 
 
 def queue(record: Record) -> list[float]:

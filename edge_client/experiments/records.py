@@ -143,8 +143,9 @@ def record_from_steps(
     rounds = [step for step in steps if step.num_draft_tokens is not None]
     timings = [step.timing for step in steps if step.timing is not None]
     e2e_ns = arrivals_ns[-1]
-    ttft_ns = next((at for at, step in zip(arrivals_ns, steps, strict=True) if step.token_ids),
-                   None)
+    ttft_ns = next(
+        (at for at, step in zip(arrivals_ns, steps, strict=True) if step.token_ids), None
+    )
     finish_reason = steps[-1].finish_reason
     drafted = [step.num_draft_tokens or 0 for step in rounds]
     accepted = [step.num_accepted_tokens or 0 for step in rounds]

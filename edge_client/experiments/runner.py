@@ -75,13 +75,14 @@ def run_bench(
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     stderr: TextIO | None = None,
-    color: bool = False,
+    color: bool | None = None,
 ) -> BenchResult:
     """Runs every arm on every prompt, turn and repeat.
 
     `context_length` is the smaller of the models'; `environment` comes from
     describe_environment; `echo` makes one round trip on the idle link; `clock`
-    returns nanoseconds of one monotonic clock. Ctrl-C ends the run early: what is
+    returns nanoseconds of one monotonic clock; `color` None means on a terminal.
+    Ctrl-C ends the run early: what is
     there is summarised and marked as interrupted. Raises PromptError or UsageError
     before anything is written, and whatever an arm raises while it warms up.
     """
@@ -135,7 +136,7 @@ def run_bench(
     return BenchResult(
         directory=directory,
         summary=summary,
-        table=render_table(summary, color=color),
+        table=render_table(summary, color=sys.stdout.isatty() if color is None else color),
         report=report,
         problems=_problems(records, summary),
         exit_code=_exit_code(summary),
@@ -168,6 +169,11 @@ def _check(
 
 def _problems(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[str, ...]:
     problems = []
+    if summary["interrupted"]:
+        problems.append(
+            f"interrupted after {summary['records']} of {summary['planned_records']} generations; "
+            f"those are whole and summarised"
+        )
     unreachable = False
     for arm, numbers in summary["arms"].items():
         failed = [record for record in records if record.arm == arm and record.error]

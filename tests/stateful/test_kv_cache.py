@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import settings
@@ -150,6 +152,28 @@ def test_a_full_cache_can_be_used_to_its_last_token() -> None:
             with pytest.raises(OverloadedError, match="0 of 67 tokens free and 1 more"):
                 cache.extend(second, 1)
             cache.extend(first, BLOCK - 1)
+
+
+def test_a_device_without_memory_overloads_and_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cache = KVCache(LAYERS, CAPACITY)
+    session = cache.allocate()
+    cache.extend(session, 3)
+    used, made, empty = cache.used_tokens, 0, torch.empty
+
+    def fail_at_the_third(*args: Any, **kwargs: Any) -> torch.Tensor:
+        nonlocal made
+        made += 1
+        if made == 3:
+            raise torch.OutOfMemoryError("planted")
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "empty", fail_at_the_third)
+    with pytest.raises(OverloadedError, match="lower cache_tokens"):
+        cache.extend(session, BLOCK)
+    assert (cache.used_tokens, cache.length(session)) == (used, 3)
+    cache.check_integrity()
 
 
 def test_rounding_up_never_takes_room_another_session_of_the_call_needs() -> None:

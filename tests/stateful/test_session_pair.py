@@ -61,6 +61,7 @@ class SessionPairMachine(RuleBasedStateMachine):
         self.in_flight: Draft | None = None
         self.old: list[Verdict] = []
         self.rejections = 0
+        self.reach = len(PROMPT)  # where the server said its tokens end
 
     @precondition(lambda self: self.client.state is State.READY)
     @rule(right=st.integers(0, 6), wrong=st.lists(st.integers(0, VOCAB - 1), max_size=4))
@@ -68,6 +69,7 @@ class SessionPairMachine(RuleBasedStateMachine):
         held = len(self.client.history)
         self.in_flight = self.client.next_draft((*self.truth[held : held + right], *wrong))
         assert self.in_flight.epoch == self.rejections
+        assert self.in_flight.position == self.reach
 
     @precondition(lambda self: self.client.state is State.WAITING)
     @rule()
@@ -78,6 +80,7 @@ class SessionPairMachine(RuleBasedStateMachine):
         assert verdict.outcome is not Outcome.STALE
         settled = self.client.apply(verdict)
         self.old.append(verdict)
+        self.reach = verdict.position
         if verdict.outcome is Outcome.MISMATCH:
             assert settled.token_ids == ()
         else:

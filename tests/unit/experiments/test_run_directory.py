@@ -39,6 +39,25 @@ def test_a_record_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert written == [b"x" * 100_000 + b"\n"]
 
 
+def test_a_reader_sees_the_old_summary_or_the_new_one_never_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "run" / "summary.json"
+    seen: list[object] = []
+    real = os.fsync
+
+    def looking(descriptor: int) -> None:
+        real(descriptor)
+        seen.append(json.loads(summary.read_text()))
+
+    with RunDirectory(tmp_path / "run") as files:
+        files.write_summary({"version": 1})
+        monkeypatch.setattr(os, "fsync", looking)
+        files.write_summary({"version": 2})
+    assert seen == [{"version": 1}]
+    assert json.loads(summary.read_text()) == {"version": 2}
+
+
 def test_a_summary_that_fails_leaves_the_earlier_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

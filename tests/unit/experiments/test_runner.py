@@ -148,6 +148,7 @@ def test_turns_are_answered_in_order_each_arm_with_its_own_answers(bench: Bench)
     assert len(bench.records) == 3 * 4 * 2
     turns = [r["turn"] for r in bench.records if r["arm"] == "cloud"]
     assert turns == [0, 1, 2, 0, 1, 2]
+    assert [r["order"] for r in bench.records] == list(range(24))
     # Words: "a"; then "a", the answer <1><2>, "bb"; ... as FakeEncoder counts letters.
     assert [r.prompt_token_ids for r in bench.arms["cloud"].requests[1:4]] == [
         (1,),

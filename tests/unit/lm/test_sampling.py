@@ -94,6 +94,11 @@ def test_truncation_is_hugging_faces(top_k: int, top_p: float) -> None:
     assert torch.equal(warp(logits, 0.7, top_k, top_p), truncate(ids, logits))
 
 
+def test_the_likeliest_token_survives_any_top_p() -> None:
+    kept = warp(torch.tensor([[0.0, 100.0, 0.0]]), 1.0, top_p=1e-9).isfinite()
+    assert kept.tolist() == [[False, True, False]]
+
+
 def test_temperature_zero_is_argmax_and_rows_keep_their_own_parameters() -> None:
     logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
     hot = SamplingParams(temperature=1.5, seed=9)

@@ -1,0 +1,107 @@
+"""Puts the parts of the client together: connection, draft model, handshake, arms."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from common import wire
+from common.config import Config, DecodingSection
+from common.errors import ConfigError
+from common.types import Peer, SamplingParams, ServerInfo, StopParams
+from edge_client.arms import Arm, build_arms
+from edge_client.draft_length import FixedDraftLength
+from edge_client.drafter import Drafter, EdgeModel
+from edge_client.text import TextEncoder
+from edge_client.transport import CloudConnection
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """Holds the parts; `cloud` and `server` are None when no arm needs a server."""
+
+    model: EdgeModel
+    encoder: TextEncoder
+    arms: Mapping[str, Arm]
+    cloud: CloudConnection | None
+    server: ServerInfo | None
+
+    @property
+    def context_length(self) -> int:
+        """The smallest context among the models: what every arm can hold."""
+        own = self.model.loaded.context_length
+        return own if self.server is None else min(own, self.server.context_length)
+
+
+@contextmanager
+def assemble(
+    config: Config, *, draft: str, server: str | None, arms: Sequence[str]
+) -> Iterator[Assembly]:
+    """Connects, loads the draft model, checks that the two ends fit, and builds the arms.
+
+    `server` None means the configured one, and none at all when only `edge` runs.
+    Raises UnavailableError before the model is loaded when nobody is there.
+    """
+    with ExitStack() as stack:
+        cloud = info = None
+        if server is not None or set(arms) != {"edge"}:
+            cloud = stack.enter_context(connect(config, server))
+            info = cloud.info()
+        model = EdgeModel(draft, dtype=config.edge.dtype, threads=config.edge.threads)
+        if info is not None:
+            wire.check_handshake(model.peer, _server_peer(info))
+        yield Assembly(
+            model=model,
+            encoder=TextEncoder(model.loaded.tokenizer),
+            arms=build_arms(
+                arms,
+                tokenizer=model.loaded.tokenizer,
+                peer=model.peer,
+                drafter=Drafter(model),
+                cloud=cloud,
+                server=info,
+                draft_length=_draft_length(config, info),
+            ),
+            cloud=cloud,
+            server=info,
+        )
+
+
+def connect(config: Config, server: str | None) -> CloudConnection:
+    """Makes the connection to the named server, or to the configured one."""
+    return CloudConnection(
+        server or config.cloud.listen, config.network, config.cloud.max_message_bytes
+    )
+
+
+def sampling_params(decoding: DecodingSection) -> SamplingParams:
+    """Returns how tokens are chosen; a seed is drawn where none is given."""
+    return SamplingParams(
+        temperature=decoding.temperature,
+        top_k=decoding.top_k,
+        top_p=decoding.top_p,
+        # 32 bits: whole in every JSON reader, and short enough to type again.
+        seed=secrets.randbits(32) if decoding.seed is None else decoding.seed,
+    )
+
+
+def stop_params(decoding: DecodingSection) -> StopParams:
+    """Returns when a generation ends."""
+    return StopParams(
+        max_new_tokens=decoding.max_new_tokens,
+        eos_token_ids=() if decoding.ignore_eos else None,
+        stop_strings=decoding.stop,
+    )
+
+
+def _draft_length(config: Config, server: ServerInfo | None) -> FixedDraftLength:
+    length = config.drafting.length
+    if length == "adaptive":
+        raise ConfigError("drafting.length = 'adaptive' is not available; use a whole number")
+    return FixedDraftLength(length, length if server is None else server.max_draft_tokens)
+
+
+def _server_peer(info: ServerInfo) -> Peer:
+    return Peer(info.protocol_version, info.tokenizer_fingerprint, info.vocab_size, info.dtype)

@@ -1,0 +1,90 @@
+"""`outrider-edge bench`: hands the parts to the experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from common.config import Config
+from common.errors import OutriderError
+from common.lm.precision import dtype_name
+from edge_client.app import assemble, sampling_params, stop_params
+from edge_client.experiments.environment import ModelFacts, describe_environment
+from edge_client.experiments.runner import BenchPlan, run_bench
+from edge_client.terminal import note, warn_of_dtypes
+from edge_client.transport import CloudConnection
+
+
+@dataclass(frozen=True, slots=True)
+class BenchOptions:
+    """Is what the command line asks for."""
+
+    draft: str
+    server: str | None
+    prompts: Path
+    arms: Sequence[str]
+    limit: int | None
+    repeats: int
+    out: Path | None
+
+
+def bench(options: BenchOptions, config: Config) -> int:
+    """Runs the command: the table on stdout, records, summary and report in the directory."""
+    plan = BenchPlan(
+        prompts=options.prompts,
+        sampling=sampling_params(config.decoding),
+        stop=stop_params(config.decoding),
+        out=options.out,
+        limit=options.limit,
+        repeats=options.repeats,
+    )
+    with assemble(config, draft=options.draft, server=options.server, arms=options.arms) as parts:
+        loaded = parts.model.loaded
+        draft_dtype = dtype_name(parts.model.dtype)
+        target_dtype = None if parts.server is None else parts.server.dtype
+        warn_of_dtypes(draft_dtype, target_dtype)
+        result = run_bench(
+            plan,
+            list(parts.arms.values()),
+            parts.encoder,
+            context_length=parts.context_length,
+            draft_dtype=draft_dtype,
+            target_dtype=target_dtype,
+            environment=describe_environment(
+                config=config,
+                precision=parts.model.precision.settings,
+                draft=ModelFacts(
+                    name=Path(loaded.name).name,
+                    fingerprint=loaded.model_fingerprint,
+                    dtype=draft_dtype,
+                    cache_dtype=dtype_name(parts.model.cache.dtype),
+                    checkpoint_dtype=loaded.checkpoint_dtype,
+                ),
+                server=parts.server,
+                device=str(loaded.device),
+            ),
+            echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
+            logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
+        )
+    print(result.table)
+    print(result.report)
+    for problem in result.problems:
+        note(f"outrider-edge: {problem}")
+    return result.exit_code
+
+
+def _logit_gap(
+    cloud: CloudConnection,
+    prompt_token_ids: Sequence[int],
+    output_token_ids: Sequence[int],
+    token: int,
+    other: int,
+) -> float | None:
+    """Asks the target by how much it preferred a token; None when it cannot say."""
+    try:
+        ours, theirs = cloud.score([*prompt_token_ids, *output_token_ids], [token, other])
+    except OutriderError:
+        return None  # the server may be gone by now, and the summary is still wanted
+    return ours - theirs

@@ -1,0 +1,150 @@
+"""The page a run leaves: one file, no assets, no scripts, readable on a phone and at night."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from edge_client.experiments import charts
+from edge_client.experiments.comparison import paired_ratios
+from edge_client.experiments.figures import SPLIT, all_identical, answer, arm_rows, identity_line
+from edge_client.experiments.prompts import Prompt
+from edge_client.experiments.records import Record
+from edge_client.experiments.table import warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Is what one arm wrote; `identical` compares it with the reference arm, None if unknown."""
+
+    arm: str
+    css: str
+    text: str
+    tokens: int | None
+    finish_reason: str | None
+    error: str | None
+    identical: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Is one turn of a prompt with the replies of all arms side by side."""
+
+    prompt_id: str
+    category: str | None
+    question: str
+    replies: tuple[Reply, ...]
+
+
+def render_report(
+    summary: Mapping[str, Any], records: Sequence[Record], prompts: Sequence[Prompt]
+) -> str:
+    """Returns the page as HTML; every text in it is escaped."""
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    arms = list(summary["arms"])
+    template = resources.files(__package__).joinpath("report_template.html")
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        summary=summary,
+        answer=answer(summary),
+        all_identical=all_identical(summary),
+        identity_line=identity_line(summary),
+        warnings=warnings(summary),
+        arms=[(arm, charts.arm_class(arm)) for arm in arms],
+        rows=arm_rows(summary),
+        charts=_charts(summary, records),
+        parts=[(part, part.replace("_", " ")) for part in charts.PARTS],
+        mismatches=list(_mismatches(summary)),
+        exchanges=list(exchanges(summary, records, prompts)),
+        environment=list(flatten(summary["environment"])),
+    )
+
+
+def exchanges(
+    summary: Mapping[str, Any], records: Sequence[Record], prompts: Sequence[Prompt]
+) -> Iterator[Exchange]:
+    """Yields the turns of the first repeat, in the order of the prompts."""
+    first = {(r.prompt_id, r.turn, r.arm): r for r in records if r.repeat == 0}
+    for prompt in prompts:
+        for turn, question in enumerate(prompt.turns):
+            found = [
+                record
+                for arm in summary["arms"]
+                if (record := first.get((prompt.prompt_id, turn, arm))) is not None
+            ]
+            reference = first.get((prompt.prompt_id, turn, str(summary["reference"])))
+            if found:
+                replies = tuple(_reply(record, reference) for record in found)
+                yield Exchange(prompt.prompt_id, prompt.category, question, replies)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yields nested settings as dotted names with their values in words."""
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", _in_words(value)
+
+
+def _in_words(value: object) -> str:
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple | dict):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
+
+
+def _reply(record: Record, reference: Record | None) -> Reply:
+    known = reference is not None and reference.error is None and record.error is None
+    is_reference = reference is not None and record.arm == reference.arm
+    identical = None
+    if known and reference is not None and not is_reference:
+        identical = record.output_token_ids == reference.output_token_ids
+    return Reply(
+        arm=record.arm,
+        css=charts.arm_class(record.arm),
+        text=record.text or "",
+        tokens=record.num_output_tokens,
+        finish_reason=record.finish_reason,
+        error=record.error,
+        identical=identical,
+    )
+
+
+def _charts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    arms = summary["arms"]
+    split = [record for record in records if record.arm == SPLIT]
+    ratios, medians = {}, {}
+    for arm in arms:
+        if split and arm != SPLIT:
+            ratios[arm] = paired_ratios(split, [r for r in records if r.arm == arm])
+            compared = summary["ratios"][SPLIT][arm]["tokens_per_s"]
+            medians[arm] = None if compared is None else compared["median"]
+    by_position = arms[SPLIT]["acceptance_by_position"] if SPLIT in arms else None
+    return {
+        "speed": charts.speed_chart({arm: n["tokens_per_s"] for arm, n in arms.items()}),
+        "ratios": charts.ratio_chart(ratios, medians),
+        "time": charts.time_chart({arm: n["ms_per_token"] for arm, n in arms.items()}),
+        "acceptance": charts.acceptance_chart(by_position or []),
+    }
+
+
+def _mismatches(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields where two arms that promise the same text part ways."""
+    for row in summary["exact_match"]:
+        if "edge" not in row["arms"]:
+            for mismatch in row["mismatches"]:
+                yield {"arms": row["arms"], **mismatch}
