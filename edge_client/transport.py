@@ -30,6 +30,8 @@ from outrider.v1.verifier_pb2_grpc import VerifierStub
 FRAME_BYTES = 5
 """Length of the header gRPC puts before each message: one flag byte and the size."""
 
+CLOSE_SECONDS = 2.0
+
 Response = TypeVar("Response")
 
 
@@ -86,8 +88,14 @@ class CloudConnection:
         self.close()
 
     def close(self) -> None:
-        """Closes the channel; calls still running are cancelled."""
-        self._channel.close()
+        """Closes the channel; calls still running are cancelled.
+
+        Ctrl-C may have left a call half started, and gRPC waits for such a one for
+        ever; after CLOSE_SECONDS it is left to the end of the process.
+        """
+        closing = threading.Thread(target=self._channel.close, name="close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
 
     def info(self) -> ServerInfo:
         """Asks what the server is; the first call, and so the one that finds nobody there."""

@@ -26,6 +26,11 @@ By hand, with grpcurl (reflection is on):
     "stop":{"max_new_tokens":8}}}' HOST:PORT outrider.v1.Verifier/Generate
   grpcurl -plaintext -d '{"open":{"prompt_token_ids":[5,6,7],"stop":{"max_new_tokens":8}}}
     {"verify":{"step_id":1,"position":3,"draft_token_ids":[8,9]}}' HOST:PORT outrider.v1.Verifier/Session
+  grpcurl -plaintext -d '{"entries":[{"open":{"prompt_token_ids":[5,6],"stop":{"max_new_tokens":8}},
+    "verify":{"step_id":1,"position":2,"draft_token_ids":[8]},"close":true}]}' \\
+    HOST:PORT outrider.v1.Verifier/VerifyBatch
+  grpcurl -plaintext -d '{"context_token_ids":[5,6,7],"token_ids":[8,9]}' \\
+    HOST:PORT outrider.v1.Verifier/Score
 """
 
 import abc
