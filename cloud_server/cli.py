@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from common import config as configuration
-from common.errors import OutriderError, PrecisionError
+from common.errors import ConfigError, OutriderError, PrecisionError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,6 +36,11 @@ def _fail(options: argparse.Namespace, code: int, message: str) -> int:
 
 
 def _serve(options: argparse.Namespace, config: configuration.Config) -> int:
+    if options.draft_model is not None:
+        raise ConfigError(
+            f"--draft-model {options.draft_model!r}: a draft beside the target is not available "
+            "in this version; give the draft to outrider-edge with --draft"
+        )
     from cloud_server import app
 
     app.serve(options.model, config)

@@ -22,6 +22,17 @@ from outrider.v1 import verifier_pb2_grpc
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+_NOT_FOUND = pb.EntryError(
+    code=grpc.StatusCode.NOT_FOUND.value[0],
+    reason="NOT_FOUND",
+    message="no such session; open it again with all its tokens",
+)
+
+
+async def _refused(error: OutriderError) -> pb.VerifyBatchResult:
+    return pb.VerifyBatchResult(error=wire.error_to_proto(error))
+
+
 @dataclass(slots=True)
 class _UnarySession:
     """Is a session reached by its token instead of a stream."""
@@ -65,39 +76,46 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def VerifyBatch(
         self, request: pb.VerifyBatchRequest, context: Context
     ) -> pb.VerifyBatchResponse:
-        """Verifies all entries side by side, so that they share forwards."""
-        results = await asyncio.gather(*(self._verify_entry(entry) for entry in request.entries))
+        """Opens what is to be opened, then verifies all side by side, so that they share forwards."""
+        opened = await asyncio.gather(*(self._open_entry(entry) for entry in request.entries))
+        results = await asyncio.gather(
+            *(
+                self._verify_entry(entry, token) if isinstance(token, bytes) else _refused(token)
+                for entry, token in zip(request.entries, opened, strict=True)
+            )
+        )
+        for result in results:
+            if result.HasField("error"):
+                self._host.metrics.errors.labels(result.error.reason).inc()
         return pb.VerifyBatchResponse(results=results)
 
-    async def _verify_entry(self, entry: pb.VerifyBatchEntry) -> pb.VerifyBatchResult:
-        token = entry.session_token
+    async def _open_entry(self, entry: pb.VerifyBatchEntry) -> bytes | OutriderError:
+        """Returns the token of the entry's session, new or not, or why there is none."""
+        if entry.WhichOneof("session") != "open":
+            return entry.session_token
         try:
-            if entry.WhichOneof("session") == "open":
-                opening = wire.open_from_proto(entry.open, self._host.wire_limits)
-                token = await self._open_unary(opening)
-            session = self._unary.get(token)
-            if session is None:
-                return pb.VerifyBatchResult(
-                    error=pb.EntryError(
-                        code=grpc.StatusCode.NOT_FOUND.value[0],
-                        reason="NOT_FOUND",
-                        message="no such session; open it again with all its tokens",
-                    )
-                )
-            result = pb.VerifyBatchResult(session_token=token)
+            return await self._open_unary(wire.open_from_proto(entry.open, self._host.wire_limits))
+        except OutriderError as error:
+            return error
+
+    async def _verify_entry(self, entry: pb.VerifyBatchEntry, token: bytes) -> pb.VerifyBatchResult:
+        session = self._unary.get(token)
+        if session is None:
+            return pb.VerifyBatchResult(error=_NOT_FOUND)
+        result = pb.VerifyBatchResult(session_token=token)
+        try:
             async with session.lock:
                 session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
                     result.verdict.CopyFrom(wire.verdict_to_proto(await session.live.verify(draft)))
-            if entry.close:
-                await self._close_unary(token)
-                result.session_token = b""
-            return result
         except OutriderError as error:
-            self._host.metrics.errors.labels(error.reason).inc()
             await self._close_unary(token)
-            return pb.VerifyBatchResult(error=wire.error_to_proto(error))
+            return await _refused(error)
+        if entry.close:
+            await self._close_unary(token)
+            result.session_token = b""
+        return result
 
     async def _open_unary(self, opening: OpenSession) -> bytes:
         stack = AsyncExitStack()
@@ -135,7 +153,6 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 yield wire.generated_to_proto(tokens)
             return
         async with self._host.open(opening) as live:
-            live.prefill()
             async for tokens in live.decode():
                 yield wire.generated_to_proto(tokens)
 

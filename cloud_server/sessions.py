@@ -87,18 +87,19 @@ class TargetSession:
             return earlier
         if draft.epoch < self.epoch:
             return Verdict(draft.step_id, draft.epoch, Outcome.STALE, self.position)
+        self.epoch = draft.epoch
         if draft.position < self._prompt_length:
             raise InvalidRequestError(
                 f"position is {draft.position}, inside the prompt of {self._prompt_length} tokens"
             )
         if draft.position > self.position:
             return Verdict(draft.step_id, draft.epoch, Outcome.MISMATCH, self.position)
-        if self.finished and draft.position == self.position:
+        reason = self.stopper.finish_reason
+        if reason is not None and draft.position == self.position:
             raise InvalidRequestError(
-                f"the generation ended ({self.stopper.finish_reason}); open another session"
+                f"the generation ended ({reason.value}); open another session"
             )
         self._roll_back(draft.position)
-        self.epoch = draft.epoch
         self._append(draft.confirmed_token_ids, "confirmed_token_ids")
         guesses = draft.token_ids[: self.stopper.remaining]
         return Check(tuple(self.history), guesses, self._valid)

@@ -12,13 +12,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _yaml_switch(value: object) -> object:
+    """Undoes what YAML 1.1 makes of a bare `on` or `off`."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
 class Section(BaseModel):
@@ -55,7 +60,7 @@ class EdgeSection(Section):
 class EngineSection(Section):
     """Configures how a forward is executed, on both ends."""
 
-    compile: Literal["auto", "off", "on"] = "auto"
+    compile: Annotated[Literal["auto", "off", "on"], BeforeValidator(_yaml_switch)] = "auto"
 
 
 class DecodingSection(Section):

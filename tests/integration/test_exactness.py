@@ -75,7 +75,6 @@ def hosting(target: LanguageModel) -> Iterator[Host]:
 
 async def cloud_optimized(host: Host, run: Run) -> list[int]:
     async with host.open(run.opening) as live:
-        live.prefill()
         return [token async for piece in live.decode() for token in piece.token_ids]
 
 

@@ -27,7 +27,7 @@ from edge_client.session import ClientSession, State
 
 VOCAB = 5
 EOS = 4
-PROMPT = (0, 1, 2)
+PROMPT: tuple[int, ...] = (0, 1, 2)
 CONTEXT = 24
 
 

@@ -119,8 +119,10 @@ class TargetSessionMachine(RuleBasedStateMachine):
     @rule(beyond=st.integers(1, 5))
     def ask_too_far(self, beyond: int) -> None:
         held = self.session.position
+        self.epoch += 1
         verdict = self.send(self.new_draft(held + beyond, [1]))
         assert (verdict.outcome, verdict.position) == (Outcome.MISMATCH, held)
+        assert self.send(Draft(10**6, held, self.epoch - 1)).outcome is Outcome.STALE
 
     @precondition(lambda self: not self.session.finished)
     @rule()

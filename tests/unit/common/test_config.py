@@ -44,6 +44,12 @@ def test_the_memory_optimized_file_is_smaller_in_what_takes_memory() -> None:
     assert small.drafting.length < default.drafting.length
 
 
+def test_a_bare_off_is_off() -> None:
+    assert load(None, ["engine.compile=off"]).engine.compile == "off"
+    with pytest.raises(ConfigError, match="'on' is not available"):
+        load(None, ["engine.compile=on"])
+
+
 def test_later_wins(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("decoding: {temperature: 0.5, top_k: 3}\n")

@@ -65,11 +65,21 @@ def test_memory_limits(tmp_path: Path) -> None:
     }
 
 
-def test_a_limit_above_what_is_there_limits_nothing(tmp_path: Path) -> None:
-    where = cgroup(tmp_path, "5:memory:/", memory__memory_DOT_limit_in_bytes="9223372036854771712")
+@pytest.mark.parametrize(
+    ("membership", "files"),
+    [
+        ("0::/", {"memory_DOT_max": str(16 * GIB)}),
+        ("5:memory:/", {"memory__memory_DOT_limit_in_bytes": "9223372036854771712"}),
+    ],
+)
+def test_a_limit_above_what_is_there_limits_nothing(
+    membership: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    where = cgroup(tmp_path, membership, **files)
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal:       8388608 kB\n")
-    assert granted_memory(*where, meminfo)["enforced_by"] == "not limited"
+    memory = granted_memory(*where, meminfo)
+    assert (memory["granted_gib"], memory["enforced_by"]) == (8.0, "not limited")
 
 
 def test_cores_granted_by_a_quota(tmp_path: Path) -> None:
@@ -99,6 +109,9 @@ def test_git_state_is_that_of_the_repository_that_tracks_the_file(tmp_path: Path
     file.write_text("1\n")
     assert git_state(file) is None
     git(tmp_path, "init")
+    (tmp_path / "other.txt").write_text("not ours\n")
+    git(tmp_path, "add", "other.txt")
+    git(tmp_path, "commit", "-m", "w")
     assert git_state(file) is None  # a repository around an installed copy says nothing of it
     git(tmp_path, "add", "module.py")
     git(tmp_path, "commit", "-m", "x")

@@ -1,0 +1,216 @@
+"""The engine without its thread: `step` by `step`, against the stock model's own choices."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cloud_server.engine import Engine, Job, StepReport
+from common.errors import InternalError, OutriderError, OverloadedError, UnavailableError
+from common.lm.compatibility import stock_logits
+from common.lm.runner import LanguageModel
+from common.types import SamplingParams, StepTiming
+from tests.models import language_model
+
+BUDGET, CHUNK = 12, 4
+TOKENS = st.integers(1, 300)
+
+
+class Bench:
+    """Is an engine whose thread never starts, with a clock that ticks once a look."""
+
+    def __init__(self, model: LanguageModel | None = None) -> None:
+        self.model = model or language_model(cache_tokens=2048)
+        self.reports: list[StepReport] = []
+        self.answers: dict[str, tuple[list[int], StepTiming]] = {}
+        self.failures: dict[str, OutriderError] = {}
+        ticks = itertools.count(1)
+        self.engine = Engine(
+            self.model,
+            token_budget=BUDGET,
+            prefill_chunk=CHUNK,
+            clock=lambda: next(ticks),
+            on_step=self.reports.append,
+        )
+
+    def open(self, tokens: int = 200) -> int:
+        return self.model.cache.allocate(tokens)
+
+    def job(
+        self,
+        name: str,
+        session: int,
+        tokens: list[int],
+        num_logits: int,
+        valid: int | None = None,
+        then: Callable[[list[int], StepTiming], Job | None] | None = None,
+    ) -> Job:
+        def answered(choices: list[int], timing: StepTiming) -> Job | None:
+            assert name not in self.answers
+            self.answers[name] = choices, timing
+            return then(choices, timing) if then else None
+
+        return Job(
+            session=session,
+            tokens=tokens,
+            valid=len(tokens) if valid is None else valid,
+            num_logits=num_logits,
+            sampling=SamplingParams(),
+            arrived_ns=0,
+            then=answered,
+            failed=lambda error: self.failures.update({name: error}),
+        )
+
+    def submit(self, *jobs: Job) -> None:
+        for job in jobs:
+            self.engine.submit(job)
+        self.engine._take_inbox()
+
+    def run(self) -> None:
+        while self.engine._jobs:
+            self.engine.step()
+
+    def truth(self, tokens: list[int], num_logits: int) -> list[int]:
+        choices = stock_logits(self.model.loaded, tokens).argmax(-1).tolist()
+        return list(choices[len(choices) - num_logits :])
+
+
+@settings(max_examples=25)
+@given(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=20), st.integers(0, 6)),
+                min_size=1, max_size=6))  # fmt: skip
+def test_any_mix_of_jobs_gives_the_stock_choices(cases: list[tuple[list[int], int]]) -> None:
+    bench = Bench()
+    for number, (tokens, logits) in enumerate(cases):
+        bench.submit(bench.job(str(number), bench.open(), tokens, min(logits, len(tokens))))
+    bench.run()
+    for number, (tokens, logits) in enumerate(cases):
+        wanted = min(logits, len(tokens))
+        assert bench.answers[str(number)][0] == (bench.truth(tokens, wanted) if wanted else [])
+    assert all(report.tokens <= BUDGET for report in bench.reports)
+    assert bench.failures == {}
+
+
+def test_a_following_job_reads_only_what_is_new_and_rolls_back_what_was_wrong() -> None:
+    bench = Bench()
+    session = bench.open()
+    bench.submit(bench.job("first", session, [5, 6, 7, 8, 9], 3))
+    bench.run()
+    before = sum(report.tokens for report in bench.reports)
+    second = [5, 6, 7, 44, 45]  # the guesses 8, 9 were rejected
+    bench.submit(bench.job("second", session, second, 2, valid=3))
+    bench.run()
+    assert bench.answers["second"][0] == bench.truth(second, 2)
+    assert sum(report.tokens for report in bench.reports) - before == 2
+
+
+def test_a_job_that_returns_another_joins_the_very_next_step() -> None:
+    bench = Bench()
+    session = bench.open()
+    text = [5, 6, 7]
+
+    def more(choices: list[int], timing: StepTiming) -> Job | None:
+        text.extend(choices)
+        return None if len(text) > 6 else bench.job(f"{len(text)}", session, list(text), 1, 9, more)
+
+    bench.submit(bench.job("3", session, list(text), 1, then=more))
+    bench.run()
+    assert [report.tokens for report in bench.reports] == [3, 1, 1, 1]
+    assert text[3:] == [bench.truth(text[:n], 1)[0] for n in range(3, 7)]
+
+
+def test_timing_adds_up_and_busy_time_is_shared_by_tokens() -> None:
+    bench = Bench()
+    bench.submit(bench.job("a", bench.open(), [1, 2, 3], 3), bench.job("b", bench.open(), [4], 1))
+    bench.run()
+    (_, a), (_, b) = bench.answers["a"], bench.answers["b"]
+    for timing in (a, b):
+        assert timing.queued_ns + timing.batched_ns + timing.computed_ns == timing.total_ns
+        assert (timing.step_sessions, timing.step_tokens, timing.forward_passes) == (2, 4, 1)
+    assert a.busy_ns == a.computed_ns * 3 // 4
+    assert b.busy_ns == b.computed_ns // 4
+
+
+def test_a_failing_model_fails_the_sessions_in_the_step_and_the_engine_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    a, b = bench.open(), bench.open()
+    bench.submit(bench.job("a", a, [1, 2], 1), bench.job("b", b, [3], 1))
+
+    def out_of_memory(*_: object) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.model, "forward", out_of_memory)
+        bench.run()
+    assert set(bench.failures) == {"a", "b"}
+    assert isinstance(bench.failures["a"], InternalError)
+    assert "RuntimeError: out of memory" in str(bench.failures["a"])
+    bench.submit(bench.job("c", a, [1, 2], 1))
+    bench.run()
+    assert bench.answers["c"][0] == bench.truth([1, 2], 1)
+
+
+def test_a_fault_in_one_sessions_bookkeeping_ends_that_session_alone() -> None:
+    bench = Bench()
+
+    def broken(choices: list[int], timing: StepTiming) -> Job | None:
+        raise ValueError("broken")
+
+    bench.submit(
+        bench.job("a", bench.open(), [1], 1, then=broken), bench.job("b", bench.open(), [2], 1)
+    )
+    bench.run()
+    assert set(bench.failures) == {"a"}
+    assert bench.answers["b"][0] == bench.truth([2], 1)
+
+
+def test_a_released_session_leaves_no_job_and_no_cache() -> None:
+    bench = Bench()
+    gone, stays = bench.open(), bench.open()
+    bench.submit(bench.job("gone", gone, [1, 2], 1), bench.job("stays", stays, [3], 1))
+    bench.engine.release(gone)
+    bench.engine._take_inbox()
+    bench.run()
+    assert set(bench.answers) == {"stays"}
+    assert bench.model.cache.sessions == (stays,)
+
+
+def test_cache_is_granted_whole_or_refused() -> None:
+    bench = Bench(language_model(cache_tokens=256))
+    granted: list[int] = []
+    refused: list[OutriderError] = []
+    for _ in range(3):
+        bench.engine.allocate(100, granted.append, refused.append)
+    bench.engine._take_inbox()
+    assert len(granted) == 2
+    assert [type(error) for error in refused] == [OverloadedError]
+
+
+def test_stopping_fails_what_waits() -> None:
+    bench = Bench()
+    bench.engine.start()
+    bench.engine.stop()
+    bench.engine._jobs = [bench.job("late", bench.open(), [1], 1)]
+    bench.engine._halt()
+    assert isinstance(bench.failures["late"], UnavailableError)
+
+
+def test_scores_are_the_stock_logits() -> None:
+    bench = Bench()
+    tokens = list(range(1, 11))
+    found: list[float] = []
+    failed: list[OutriderError] = []
+    bench.engine.score(tokens, [7, 300], found.extend, failed.append)
+    bench.engine._take_inbox()
+    logits = stock_logits(bench.model.loaded, tokens)[-1]
+    assert found == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
+    assert bench.model.cache.sessions == ()
+    bench.engine.score([], [7], found.extend, failed.append)
+    bench.engine._take_inbox()
+    assert len(failed) == 1
