@@ -50,21 +50,21 @@ def serve(model_path: str, config: Config) -> None:
             f"cloud.token_budget = {cloud.token_budget} must exceed cloud.max_draft_tokens = "
             f"{cloud.max_draft_tokens}: a draft and its bonus token share one forward"
         )
-    policy = apply_precision(cloud)
-    model = CloudModel(
-        model_path, dtype=cloud.dtype, device=cloud.device, cache_tokens=cloud.cache_tokens
+    asyncio.run(_serve(load_target(model_path, cloud), cloud))
+
+
+def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
+    """Loads the target as configured."""
+    return CloudModel(
+        model_path,
+        dtype=cloud.dtype,
+        device=cloud.device,
+        threads=cloud.threads,
+        cache_tokens=cloud.cache_tokens,
     )
-    asyncio.run(_serve(model, cloud, policy))
 
 
-def apply_precision(cloud: CloudSection) -> precision.PrecisionReport:
-    """Sets threads and the precision policy of this process."""
-    if cloud.threads is not None:
-        torch.set_num_threads(cloud.threads)
-    return precision.apply_policy(cloud.dtype)
-
-
-async def _serve(model: CloudModel, cloud: CloudSection, policy: precision.PrecisionReport) -> None:
+async def _serve(model: CloudModel, cloud: CloudSection) -> None:
     metrics = Metrics()
     engine = Engine(
         model,
@@ -76,7 +76,7 @@ async def _serve(model: CloudModel, cloud: CloudSection, policy: precision.Preci
     host = Host(
         engine=engine,
         loaded=model.loaded,
-        info=describe(model, cloud, policy),
+        info=describe(model, cloud, model.precision),
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,

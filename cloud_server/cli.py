@@ -49,12 +49,10 @@ def _serve(options: argparse.Namespace, config: configuration.Config) -> int:
 
 def _check(options: argparse.Namespace, config: configuration.Config) -> int:
     from cloud_server import app
-    from cloud_server.engine import CloudModel
     from common.lm.check import check_precision
 
-    policy = app.apply_precision(config.cloud)
-    model = CloudModel(options.model, dtype=config.cloud.dtype, device=config.cloud.device)
-    found = check_precision(model, policy)
+    model = app.load_target(options.model, config.cloud)
+    found = check_precision(model, model.precision)
     print(found.text)
     return 0 if found.passed else PrecisionError.exit_code
 

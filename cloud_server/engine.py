@@ -18,8 +18,10 @@ import torch
 from cloud_server.scheduler import Waiting, plan_step
 from common.errors import InternalError, OutriderError, OverloadedError, UnavailableError
 from common.lm.loading import load
+from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel, Segment
 from common.lm.sampling import choose
+from common.lm.threads import set_threads
 from common.types import SamplingParams, StepTiming
 
 logger = logging.getLogger(__name__)
@@ -36,10 +38,18 @@ class CloudModel(LanguageModel):
         *,
         dtype: str = "float32",
         device: str = "auto",
+        threads: int | None = None,
         cache_tokens: int = 65536,
     ) -> None:
-        """Loads the model; raises ModelError for one that is missing or not servable exactly."""
-        super().__init__(load(path, dtype=dtype, device=device), cache_tokens)
+        """Applies the precision policy of this process and loads the model.
+
+        `threads` is how many torch uses in this process (see common/lm/threads.py).
+        Raises ModelError for a model that is missing or cannot be served exactly.
+        """
+        self.precision = apply_policy(dtype)
+        loaded = load(path, dtype=dtype, device=device)
+        set_threads(threads, loaded)
+        super().__init__(loaded, cache_tokens)
 
 
 @dataclass(slots=True)

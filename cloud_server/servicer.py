@@ -76,7 +76,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def VerifyBatch(
         self, request: pb.VerifyBatchRequest, context: Context
     ) -> pb.VerifyBatchResponse:
-        """Opens what is to be opened, then verifies all side by side, so that they share forwards."""
+        """Opens what is new, then verifies all side by side, so that they share forwards."""
         opened = await asyncio.gather(*(self._open_entry(entry) for entry in request.entries))
         results = await asyncio.gather(
             *(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from common.errors import (
@@ -429,7 +430,11 @@ def error_details(error: OutriderError) -> bytes:
 
 def error_from_details(details: bytes | None, message: str) -> OutriderError | None:
     """Rebuilds the error a server sent, or returns None when the details are not ours."""
-    for packed in status_pb2.Status.FromString(details or b"").details:
+    try:
+        status = status_pb2.Status.FromString(details or b"")
+    except DecodeError:
+        return None
+    for packed in status.details:
         info = error_details_pb2.ErrorInfo()
         if packed.Unpack(info) and info.domain == ERROR_DOMAIN and info.reason in _BY_REASON:
             return _BY_REASON[info.reason](message)

@@ -13,17 +13,11 @@ from common.lm.loading import load
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
 from common.lm.sampling import choose
+from common.lm.threads import set_threads
 from common.types import Peer, SamplingParams
 
 PREFILL_CHUNK = 512
 """Tokens one forward takes in of a long history."""
-
-SMALL_MODEL = 32_000_000
-"""Parameters up to which one thread drafts: so little work is done before a second one is awake.
-
-A 0.9M model took 1.0 ms a token with one thread; with two it took 1.1 ms on an idle
-2-core machine and 30 ms on a busy one, where each operation waits for the slower core.
-"""
 
 
 class EdgeModel(LanguageModel):
@@ -39,15 +33,12 @@ class EdgeModel(LanguageModel):
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
-        `threads` is how many torch uses in this process; None: one for a model up to
-        SMALL_MODEL, torch's own choice beyond. Raises ModelError.
+        `threads` is how many torch uses in this process (see common/lm/threads.py).
+        Raises ModelError.
         """
         self.precision = apply_policy(dtype)
         loaded = load(path_or_id, dtype=dtype, device=device)
-        if threads is None and loaded.parameters <= SMALL_MODEL:
-            threads = 1
-        if threads is not None:
-            torch.set_num_threads(threads)
+        set_threads(threads, loaded)
         super().__init__(loaded, cache_tokens=loaded.context_length)
 
     @property

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from common import wire
 from common.errors import (
@@ -60,10 +59,7 @@ def error_from_call(error: grpc.RpcError, address: str) -> OutriderError:
     trailers = dict(error.trailing_metadata() or ())
     packed = trailers.get(_DETAILS_TRAILER)
     message = f"server {address}: {details}"
-    try:
-        ours = wire.error_from_details(packed if isinstance(packed, bytes) else None, message)
-    except DecodeError:
-        ours = None
+    ours = wire.error_from_details(packed if isinstance(packed, bytes) else None, message)
     if ours is not None:
         return ours
     kind, advice = BY_CODE[error.code()]

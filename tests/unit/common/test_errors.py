@@ -48,6 +48,6 @@ def test_the_tree_is_printed_in_the_docstring() -> None:
         assert error.status in errors.__doc__
 
 
-@pytest.mark.parametrize("details", [None, b""])
+@pytest.mark.parametrize("details", [None, b"", b"\xffgarbage"])
 def test_details_of_others_are_left_alone(details: bytes | None) -> None:
     assert wire.error_from_details(details, "x") is None
