@@ -12,7 +12,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from pathlib import Path
 
 import grpc
 import grpc.aio
@@ -118,7 +117,7 @@ async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterato
     except OSError as error:
         raise _cannot_listen("metrics_listen", cloud.metrics_listen, error) from None
     try:
-        yield f"{host}:{server.server_port}"
+        yield _address(host, server.server_port)
     finally:
         server.shutdown()
         server.server_close()
@@ -148,7 +147,7 @@ async def _grpc_server(
     except RuntimeError as error:
         raise _cannot_listen("listen", cloud.listen, error) from None
     await server.start()
-    return server, f"{host}:{port}", health_service
+    return server, _address(host, port), health_service
 
 
 def _split(address: str, key: str) -> tuple[str, int]:
@@ -158,6 +157,10 @@ def _split(address: str, key: str) -> tuple[str, int]:
             f"cloud.{key} = {address!r}: write it as HOST:PORT (port 0: any free one)"
         )
     return host.strip("[]"), int(port)
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _cannot_listen(key: str, address: str, error: Exception) -> UnavailableError:
@@ -176,7 +179,7 @@ def describe(
     return ServerInfo(
         protocol_version=PROTOCOL_VERSION,
         server_version=version("outrider"),
-        model_name=Path(loaded.name).name,
+        model_name=loaded.short_name,
         model_fingerprint=loaded.model_fingerprint,
         tokenizer_fingerprint=loaded.tokenizer_fingerprint,
         vocab_size=loaded.vocab_size,
@@ -197,10 +200,15 @@ def describe(
         | {
             "python": platform.python_version(),
             "threads": str(torch.get_num_threads()),
-            "cores": str(len(os.sched_getaffinity(0))),
+            "cores": str(_cores()),
             "platform": f"{sys.platform} {platform.machine()}",
         },
     )
+
+
+def _cores() -> int | None:
+    # Linux alone knows the cores of this process.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _device_name(device: torch.device) -> str:

@@ -54,7 +54,12 @@ def _check(options: argparse.Namespace, config: configuration.Config) -> int:
     model = app.load_target(options.model, config.cloud)
     found = check_precision(model, model.precision)
     print(found.text)
-    return 0 if found.passed else PrecisionError.exit_code
+    if not found.passed:
+        raise PrecisionError(
+            f"{options.model} does not run in {config.cloud.dtype} throughout; "
+            "the list above says where"
+        )
+    return 0
 
 
 def _configuration(options: argparse.Namespace) -> configuration.Config:

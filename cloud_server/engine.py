@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from cloud_server.scheduler import Waiting, plan_step
-from common.errors import InternalError, OutriderError, OverloadedError, UnavailableError
+from common.errors import InternalError, OutriderError, UnavailableError
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel, Segment
@@ -27,6 +27,8 @@ from common.types import SamplingParams, StepTiming
 logger = logging.getLogger(__name__)
 
 Clock = Callable[[], int]
+Failed = Callable[[OutriderError], None]
+Scored = Callable[[list[float]], None]
 
 
 class CloudModel(LanguageModel):
@@ -70,7 +72,7 @@ class Job:
     sampling: SamplingParams
     arrived_ns: int
     then: Callable[[list[int], StepTiming], Job | None]
-    failed: Callable[[OutriderError], None]
+    failed: Failed
     started_ns: int = 0
     computed_ns: int = 0
     busy_ns: int = 0
@@ -117,22 +119,16 @@ class Engine:
         self._inbox.put(self._halt)
         self._thread.join()
 
-    def allocate(
-        self, tokens: int, then: Callable[[int], None], failed: Callable[[OutriderError], None]
-    ) -> None:
+    def allocate(self, tokens: int, then: Callable[[int], None], failed: Failed) -> None:
         """Reserves cache for a session of at most `tokens` tokens and gives `then` its handle."""
         self._inbox.put(lambda: self._allocate(tokens, then, failed))
 
     def submit(self, job: Job) -> None:
         """Queues a job behind the others of its session."""
-        self._inbox.put(lambda: self._jobs.append(job))
+        self._inbox.put(lambda: self._take(job))
 
     def score(
-        self,
-        tokens: Sequence[int],
-        candidates: Sequence[int],
-        then: Callable[[list[float]], None],
-        failed: Callable[[OutriderError], None],
+        self, tokens: Sequence[int], candidates: Sequence[int], then: Scored, failed: Failed
     ) -> None:
         """Gives `then` the logits of the candidates after `tokens`, from forwards of their own."""
         self._inbox.put(lambda: self._score(tokens, candidates, then, failed))
@@ -143,9 +139,12 @@ class Engine:
 
     def _run(self) -> None:
         while self._running:
-            self._take_inbox()
-            if self._jobs:
-                self.step()
+            try:
+                self._take_inbox()
+                if self._jobs:
+                    self.step()
+            except Exception as error:  # were the thread to end, nobody would be answered
+                self._fail(list(self._jobs), _as_ours(error))
 
     def _take_inbox(self) -> None:
         """Applies what others asked for; waits for something when there is nothing to run."""
@@ -250,20 +249,20 @@ class Engine:
             if following is not None:
                 self._jobs.append(following)
 
-    def _allocate(
-        self, tokens: int, then: Callable[[int], None], failed: Callable[[OutriderError], None]
-    ) -> None:
+    def _allocate(self, tokens: int, then: Callable[[int], None], failed: Failed) -> None:
         try:
             then(self._model.cache.allocate(tokens))
-        except OverloadedError as error:
-            failed(error)
+        except Exception as error:  # a CPU out of memory says RuntimeError
+            failed(_as_ours(error))
+
+    def _take(self, job: Job) -> None:
+        if job.session in self._model.cache.sessions:
+            self._jobs.append(job)
+        else:
+            job.failed(InternalError(f"session {job.session} was released before its job came"))
 
     def _score(
-        self,
-        tokens: Sequence[int],
-        candidates: Sequence[int],
-        then: Callable[[list[float]], None],
-        failed: Callable[[OutriderError], None],
+        self, tokens: Sequence[int], candidates: Sequence[int], then: Scored, failed: Failed
     ) -> None:
         try:
             with self._model.cache.session(len(tokens)) as session:
@@ -291,7 +290,8 @@ class Engine:
 
 
 def _as_ours(error: Exception) -> OutriderError:
+    if not isinstance(error, OutriderError) or isinstance(error, InternalError):
+        logger.error("a step failed; its sessions fail, the server goes on", exc_info=error)
     if isinstance(error, OutriderError):
         return error
-    logger.exception("a step failed; the sessions in it fail, the server goes on")
     return InternalError(f"the step failed: {type(error).__name__}: {error}")

@@ -9,8 +9,9 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
-from common.errors import InternalError, OutriderError
+from common.errors import InternalError, InvalidRequestError, OutriderError
 from common.wire import error_details, status_code
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,16 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _copy(self, handler: Any, make: Any, behaviour: Any) -> grpc.RpcMethodHandler[Any, Any]:
         wrap = self._wrap_stream if handler.response_streaming else self._wrap_unary
+        parse = handler.request_deserializer
+        served = behaviour
+        if not handler.request_streaming:
+            # gRPC says UNKNOWN of a request it cannot parse; parsed in here, it finds its status.
+            def served(request: bytes, context: Any) -> Any:
+                return behaviour(parse(request), context)
+
         wrapped: grpc.RpcMethodHandler[Any, Any] = make(
-            wrap(behaviour),
-            request_deserializer=handler.request_deserializer,
+            wrap(served),
+            request_deserializer=parse if handler.request_streaming else None,
             response_serializer=handler.response_serializer,
         )
         return wrapped
@@ -79,6 +87,8 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     async def _abort(
         self, context: grpc.aio.ServicerContext[Any, Any], error: Exception
     ) -> NoReturn:
+        if isinstance(error, DecodeError):
+            error = InvalidRequestError(f"a message is none of this protocol's: {error}")
         if not isinstance(error, OutriderError):
             logger.exception("a request failed")
             error = InternalError(f"{type(error).__name__}: {error}")

@@ -77,26 +77,38 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         self, request: pb.VerifyBatchRequest, context: Context
     ) -> pb.VerifyBatchResponse:
         """Opens what is new, then verifies all side by side, so that they share forwards."""
-        opened = await asyncio.gather(*(self._open_entry(entry) for entry in request.entries))
-        results = await asyncio.gather(
-            *(
-                self._verify_entry(entry, token) if isinstance(token, bytes) else _refused(token)
-                for entry, token in zip(request.entries, opened, strict=True)
+        new: list[bytes] = []
+        try:
+            opened = await asyncio.gather(*(self._open_entry(e, new) for e in request.entries))
+            results = await asyncio.gather(
+                *(
+                    self._verify_entry(entry, token)
+                    if isinstance(token, bytes)
+                    else _refused(token)
+                    for entry, token in zip(request.entries, opened, strict=True)
+                )
             )
-        )
+        except BaseException:  # the caller left, or is told an error: it never learns the tokens
+            for token in new:
+                await self._close_unary(token)
+            raise
         for result in results:
             if result.HasField("error"):
                 self._host.metrics.errors.labels(result.error.reason).inc()
         return pb.VerifyBatchResponse(results=results)
 
-    async def _open_entry(self, entry: pb.VerifyBatchEntry) -> bytes | OutriderError:
-        """Returns the token of the entry's session, new or not, or why there is none."""
+    async def _open_entry(
+        self, entry: pb.VerifyBatchEntry, new: list[bytes]
+    ) -> bytes | OutriderError:
+        """Returns the token of the entry's session, noted if `new`, or why there is none."""
         if entry.WhichOneof("session") != "open":
             return entry.session_token
         try:
-            return await self._open_unary(wire.open_from_proto(entry.open, self._host.wire_limits))
+            opening = wire.open_from_proto(entry.open, self._host.wire_limits)
+            new.append(await self._open_unary(opening))
         except OutriderError as error:
             return error
+        return new[-1]
 
     async def _verify_entry(self, entry: pb.VerifyBatchEntry, token: bytes) -> pb.VerifyBatchResult:
         session = self._unary.get(token)
@@ -105,6 +117,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         result = pb.VerifyBatchResult(session_token=token)
         try:
             async with session.lock:
+                if self._unary.get(token) is not session:  # ended while this entry waited
+                    return pb.VerifyBatchResult(error=_NOT_FOUND)
                 session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)

@@ -71,7 +71,7 @@ class DecodingSection(Section):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None  # None: drawn and reported
-    stop: tuple[str, ...] = Field(default=(), strict=False)
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
     ignore_eos: bool = False
 
 

@@ -56,7 +56,7 @@ def bench(options: BenchOptions, config: Config) -> int:
                 config=config,
                 precision=parts.model.precision.settings,
                 draft=ModelFacts(
-                    name=Path(loaded.name).name,
+                    name=loaded.short_name,
                     fingerprint=loaded.model_fingerprint,
                     dtype=draft_dtype,
                     cache_dtype=dtype_name(parts.model.cache.dtype),

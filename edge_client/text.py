@@ -69,6 +69,13 @@ class TextEncoder:
         return self.encode("".join(f"{message['content']}\n" for message in messages))
 
     def _ids(self, text: str, *, special: bool) -> tuple[int, ...]:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, or bytes that are no UTF-8
+            raise PromptError(
+                f"the prompt is not Unicode text: {text[error.start : error.end]!a} at character "
+                f"{error.start} has no meaning of its own; mend or remove it"
+            ) from None
         ids = self._tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
         if not ids:
             raise PromptError("the prompt is empty; give it at least one token")

@@ -48,6 +48,12 @@ class LoadedModel:
     tokenizer_fingerprint: str
 
     @property
+    def short_name(self) -> str:
+        """What others are told: of a folder its last name only, a hub id whole."""
+        folder = Path(self.name)
+        return folder.absolute().name if folder.is_dir() else self.name
+
+    @property
     def architecture(self) -> str:
         """Class name of the module, such as LlamaForCausalLM."""
         return type(self.model).__name__

@@ -19,6 +19,9 @@ from common.errors import InternalError
 from common.lm.philox import gumbel_noise
 from common.types import SamplingParams
 
+COLDEST = 1e-20
+"""Temperatures below this are greedy: so they are in effect, and logits over them overflow."""
+
 
 def choose(
     logits: Tensor,  # [n, vocab]
@@ -37,7 +40,7 @@ def choose(
     scores = logits
     groups: dict[tuple[float, int, float], list[int]] = defaultdict(list)
     for row, given in enumerate(params):
-        if given.temperature > 0:
+        if given.temperature >= COLDEST:
             groups[given.temperature, given.top_k, given.top_p].append(row)
     if groups:
         scores = logits.float().clone()

@@ -13,6 +13,7 @@ from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.records import Record, Unit, error_record, record_from_steps
 from edge_client.loop import Step
 
+NOT_RUN = "NOT_RUN"  # the reason of a turn that could not be asked, for one before it had failed
 _WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})
 _WITHOUT_TARGET = frozenset({"edge"})
 
@@ -69,7 +70,7 @@ class Execution:
         for turn in range(len(prompt.turns)):
             unit = self._unit(prompt, arm, turn, repeat, order + turn)
             if len(answers) < turn:
-                yield error_record(unit, None, f"NOT_RUN: turn {len(answers)} failed")
+                yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
             record = self._generate(unit, prompt, answers)
             if record.text is not None:

@@ -122,7 +122,7 @@ def read_prompts(file: Path, limit: int | None = None) -> tuple[Prompt, ...]:
 def _parse(line: bytes, where: str, number: int) -> Prompt:
     try:
         fields = json.loads(line)
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # bad bytes, bad JSON, endless digits or nesting
         raise PromptError(f"{where}: not a JSON object: {error}") from None
     if not isinstance(fields, dict):
         raise PromptError(f"{where}: expected a JSON object, found {_short(fields)}")

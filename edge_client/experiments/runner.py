@@ -20,7 +20,7 @@ from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
 from edge_client.experiments.environment import measure_idle_rtt
-from edge_client.experiments.execution import Execution
+from edge_client.experiments.execution import NOT_RUN, Execution
 from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
 from edge_client.experiments.records import Record
@@ -178,18 +178,24 @@ def _problems(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[st
     for arm, numbers in summary["arms"].items():
         failed = [record for record in records if record.arm == arm and record.error]
         if failed:
+            # What was not run says nothing of why; the first turn always was.
+            asked = [r for r in records if r.arm == arm and not _is(r, NOT_RUN)]
+            last = next(record for record in reversed(asked) if record.error)
             problems.append(
                 f"arm {arm}: {len(failed)} of {numbers['records']} generations failed; "
-                f"the last with {failed[-1].error}"
+                f"the last with {last.error}"
             )
-            last = next(record for record in reversed(records) if record.arm == arm)
-            unreachable |= (last.error or "").startswith(f"{UnavailableError.reason}:")
+            unreachable |= _is(asked[-1], UnavailableError.reason)
     if unreachable:
         problems.append(
             "the server was still out of reach when the run ended; "
             "start it again and repeat the run in a new directory"
         )
     return tuple(problems)
+
+
+def _is(record: Record, reason: str) -> bool:
+    return (record.error or "").startswith(f"{reason}:")
 
 
 def _exit_code(summary: Mapping[str, Any]) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
 import pytest
 
 from common import wire
-from common.errors import OutriderError
+from common.errors import InvalidRequestError, OutriderError
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
 from tests.integration.processes import Server, serving
@@ -117,6 +117,22 @@ def test_one_bad_entry_fails_alone(stub: VerifierStub) -> None:
     assert unknown.error.reason == nameless.error.reason == "NOT_FOUND"
 
 
+def test_a_session_closed_while_another_entry_waits_for_it_is_unknown_to_that_entry(
+    stub: VerifierStub,
+) -> None:
+    def batch(*entries: pb.VerifyBatchEntry) -> list[pb.VerifyBatchResult]:
+        return list(stub.VerifyBatch(pb.VerifyBatchRequest(entries=entries), timeout=60).results)
+
+    (opened,) = batch(pb.VerifyBatchEntry(open=opening()))
+    token = opened.session_token
+    closing, waiting = batch(
+        pb.VerifyBatchEntry(session_token=token, verify=verify(1, 3, []), close=True),
+        pb.VerifyBatchEntry(session_token=token, verify=verify(2, 3, [])),
+    )
+    assert {closing.error.reason, waiting.error.reason} == {"", "NOT_FOUND"}
+    assert len(generate(stub, opening())) == 8  # and the server goes on
+
+
 def test_repeated_stale_and_mismatched_steps(stub: VerifierStub) -> None:
     truth = generate(stub, opening())
     session = Session(stub)
@@ -183,6 +199,26 @@ def test_a_stream_that_breaks_the_contract_is_told_how(
     assert code == status
     assert error is not None
     assert error.reason == reason
+
+
+SERVICE = "/outrider.v1.Verifier/"
+JUNK: dict[str, Callable[[Any, dict[str, int]], object]] = {
+    "Session": lambda c, t: list(c.stream_stream(f"{SERVICE}Session")(iter([b"\xff"]), **t)),
+    "Generate": lambda c, t: list(c.unary_stream(f"{SERVICE}Generate")(b"\xff", **t)),
+    "VerifyBatch": lambda c, t: c.unary_unary(f"{SERVICE}VerifyBatch")(b"\xff", **t),
+}
+
+
+@pytest.mark.parametrize("method", JUNK)
+def test_bytes_that_are_no_message_are_the_clients_fault(server: Server, method: str) -> None:
+    with (
+        grpc.insecure_channel(server.address) as channel,
+        pytest.raises(grpc.RpcError) as caught,
+    ):
+        JUNK[method](channel, {"timeout": 60})
+    code, error = refusal(caught.value)
+    assert code == "INVALID_ARGUMENT"
+    assert isinstance(error, InvalidRequestError)
 
 
 def test_a_full_server_says_so_and_has_room_again_when_a_client_leaves(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import queue
 from collections.abc import Callable
 
 import pytest
@@ -179,6 +180,42 @@ def test_a_released_session_leaves_no_job_and_no_cache() -> None:
     bench.run()
     assert set(bench.answers) == {"stays"}
     assert bench.model.cache.sessions == (stays,)
+
+
+def test_a_job_for_a_released_session_fails_alone() -> None:
+    bench = Bench()
+    gone, stays = bench.open(), bench.open()
+    bench.engine.release(gone)
+    bench.submit(bench.job("gone", gone, [1, 2], 1), bench.job("stays", stays, [3], 1))
+    bench.run()
+    assert isinstance(bench.failures["gone"], InternalError)
+    assert set(bench.answers) == {"stays"}
+
+
+def test_no_fault_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench()
+    broken, whole = bench.open(), bench.open()
+    failed: queue.SimpleQueue[OutriderError] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+
+    def fault(*_: object) -> int:
+        raise RuntimeError("fault")
+
+    job = bench.job("broken", broken, [1], 1)
+    job.failed = failed.put
+    other = bench.job("whole", whole, [1], 1)
+    other.then = lambda choices, _: answered.put(choices)
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.model.cache, "allocate", fault)
+        patch.setattr(bench.model.cache, "length", fault)
+        bench.engine.allocate(5, lambda _: None, failed.put)
+        bench.engine.submit(job)
+        bench.engine.start()
+        for _ in range(2):
+            assert "fault" in str(failed.get(timeout=60))
+    bench.engine.submit(other)
+    assert answered.get(timeout=60) == bench.truth([1], 1)
+    bench.engine.stop()
 
 
 def test_cache_is_granted_whole_or_refused() -> None:

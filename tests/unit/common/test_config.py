@@ -68,6 +68,7 @@ def test_later_wins(tmp_path: Path) -> None:
         ("cloud.dtype=fp8", "'cloud.dtype' = 'fp8'.*'float32'"),
         ("cloud.token_budget=0", "'cloud.token_budget' = 0"),
         ("cloud=3", "section.key=value"),
+        ("decoding.stop=['']", "'decoding.stop' = ''"),
         ("decoding.seed=[", "not a YAML value"),
         ("decoding.seed.deep=1", "'decoding.seed'"),
         ("verification.mode=rank", "not available in this version; use 'coupled'"),

@@ -70,6 +70,12 @@ def test_an_empty_prompt_is_refused() -> None:
         TextEncoder(tiny_tokenizer()).encode("")
 
 
+@pytest.mark.parametrize("text", ["a \ud83d b", "caf\udce9"])
+def test_a_text_that_is_no_unicode_is_refused_by_place(text: str) -> None:
+    with pytest.raises(PromptError, match=r"'\\ud[0-9a-f]{3}' at character [23] "):
+        TextEncoder(tiny_tokenizer()).encode(text)
+
+
 def test_a_text_longer_than_the_model_draws_no_notice(
     capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

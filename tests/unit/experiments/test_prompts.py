@@ -79,6 +79,8 @@ def test_a_plain_prompt_is_not_put_into_a_template(tmp_path: Path) -> None:
 MALFORMED = {
     "{": "not a JSON object",
     "[1, 2]": "expected a JSON object",
+    "[" * 100_000: "not a JSON object",
+    '{"id": ' + "1" * 5000 + "}": "not a JSON object",
     "{}": "found none of them",
     '{"prompt": "a", "turns": ["b"]}': "found prompt and turns",
     '{"prompt": 3}': "must hold text",

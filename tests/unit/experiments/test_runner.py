@@ -197,9 +197,11 @@ def test_later_turns_of_a_failed_conversation_say_that_they_were_not_run(bench: 
             raise UnavailableError("no server")
         return SCRIPTS["cloud"](request)
 
-    bench.run([{"turns": ["a", "b"]}], {"cloud": failing})
+    result = bench.run([{"turns": ["a", "b"]}], {"cloud": failing})
     errors = [r["error"] for r in bench.records if r["arm"] == "cloud"]
     assert errors == ["UNAVAILABLE: no server", "NOT_RUN: turn 0 failed"]
+    assert "the last with UNAVAILABLE: no server" in result.problems[0]
+    assert "still out of reach" in result.problems[-1]
 
 
 def test_output_without_a_reason_is_an_error_not_a_number(bench: Bench) -> None:

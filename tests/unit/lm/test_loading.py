@@ -18,7 +18,7 @@ from common.lm import hub
 from common.lm.context import context_limit
 from common.lm.loading import load, resolve_device
 from common.lm.runner import LanguageModel
-from tests.models import VOCAB_SIZE, Pair, build, save, tiny_config, tiny_llama
+from tests.models import VOCAB_SIZE, Pair, build, loaded, save, tiny_config, tiny_llama
 
 
 @pytest.fixture
@@ -247,3 +247,14 @@ def test_devices_are_checked_before_anything_is_loaded() -> None:
 def test_an_unknown_dtype_names_the_known_ones(directory: Path) -> None:
     with pytest.raises(ConfigError, match="'int8': choose one of float32, bfloat16, float16"):
         load(str(directory), dtype="int8")
+
+
+def test_a_folder_is_told_by_its_last_name_and_a_hub_id_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "secret" / "target"
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(folder)
+    names = {str(folder): "target", f"{folder}/": "target", ".": "target", "org/model": "org/model"}
+    model = tiny_llama()
+    assert {name: loaded(model, name).short_name for name in names} == names

@@ -136,6 +136,13 @@ def test_top_k_one_is_greedy_at_any_temperature() -> None:
     assert choose(logits, range(8), params) == logits.argmax(-1).tolist()
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-21])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
+    logits = 30 * torch.randn(4, 50, generator=torch.Generator().manual_seed(3))
+    params = [SamplingParams(temperature, seed=5)] * 4
+    assert choose(logits, range(4), params) == logits.argmax(-1).tolist()
+
+
 def test_logits_without_a_number_are_an_error() -> None:
     for params in (SamplingParams(), SamplingParams(temperature=1.0)):
         with pytest.raises(InternalError, match="NaN"):

@@ -1,0 +1,58 @@
+"""The service in front of a host that never answers: what is left when a caller goes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from cloud_server.servicer import VerifierServicer
+from common.types import OpenSession
+from common.wire import WireLimits
+from outrider.v1 import verifier_pb2 as pb
+
+
+class SilentHost:
+    """Opens sessions, counts them, and lets every verify wait."""
+
+    wire_limits = WireLimits(vocab_size=320, max_draft_tokens=8)
+
+    def __init__(self) -> None:
+        self.sessions = 0
+        self.asked = asyncio.Event()
+
+    def clock(self) -> int:
+        return 0
+
+    @asynccontextmanager
+    async def open(self, opening: OpenSession) -> AsyncIterator[SilentHost]:
+        self.sessions += 1
+        try:
+            yield self
+        finally:
+            self.sessions -= 1
+
+    async def verify(self, draft: object) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+
+def test_a_batch_whose_caller_leaves_keeps_no_session() -> None:
+    async def leave() -> int:
+        host: Any = SilentHost()
+        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        opening = pb.OpenSession(prompt_token_ids=[5], stop=pb.StopParams(max_new_tokens=8))
+        entry = pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=1, position=1))
+        request = pb.VerifyBatchRequest(entries=[entry, entry])
+        context: Any = None
+        call = asyncio.create_task(servicer.VerifyBatch(request, context))
+        await host.asked.wait()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        return int(host.sessions)
+
+    assert asyncio.run(leave()) == 0
