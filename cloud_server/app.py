@@ -133,6 +133,9 @@ async def _grpc_server(
             ("grpc.max_receive_message_length", cloud.max_message_bytes),
             ("grpc.max_send_message_length", cloud.max_message_bytes),
             ("grpc.so_reuseport", 0),
+            # A client that vanished without a word is noticed, and its session freed.
+            ("grpc.keepalive_time_ms", 30_000),
+            ("grpc.keepalive_timeout_ms", 15_000),
         ],
     )
     verifier_pb2_grpc.add_VerifierServicer_to_server(servicer, server)

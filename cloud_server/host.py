@@ -80,6 +80,12 @@ class Host:
         Raises the errors of the handshake, PromptError, and OverloadedError.
         """
         state = self.new_state(opening)
+        if state.capacity > self.limits.cache_tokens:
+            raise OverloadedError(
+                f"prompt and output may come to {state.capacity} tokens and this server's cache "
+                f"holds {self.limits.cache_tokens}; ask for fewer new tokens, or raise "
+                "cloud.cache_tokens"
+            )
         async with self.admit(state):
             reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self.engine.allocate(state.capacity, *_resolve(reservation))

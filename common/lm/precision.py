@@ -82,6 +82,8 @@ def apply_policy(dtype: str = "float32") -> PrecisionReport:
     if _has(matmul, "allow_fp16_accumulation"):
         matmul.allow_fp16_accumulation = False
     torch.backends.cudnn.allow_tf32 = False
+    # Its float32 kernels multiply on TF32 tensor cores (three times over) whatever allow_tf32 says.
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
     for _, owner in _fp32_switches():
         owner.fp32_precision = "ieee"
     settings = read_settings()
@@ -96,6 +98,7 @@ def read_settings() -> dict[str, str]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda.matmul.allow_tf32": str(matmul.allow_tf32),
         "cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
+        "cuda.mem_efficient_sdp_enabled": str(torch.backends.cuda.mem_efficient_sdp_enabled()),
     }
     for name in (
         "allow_fp16_reduced_precision_reduction",

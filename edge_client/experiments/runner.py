@@ -139,7 +139,7 @@ def run_bench(
         table=render_table(summary, color=sys.stdout.isatty() if color is None else color),
         report=report,
         problems=_problems(records, summary),
-        exit_code=_exit_code(summary),
+        exit_code=_exit_code(records, summary),
     )
 
 
@@ -174,7 +174,6 @@ def _problems(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[st
             f"interrupted after {summary['records']} of {summary['planned_records']} generations; "
             f"those are whole and summarised"
         )
-    unreachable = False
     for arm, numbers in summary["arms"].items():
         failed = [record for record in records if record.arm == arm and record.error]
         if failed:
@@ -185,8 +184,7 @@ def _problems(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[st
                 f"arm {arm}: {len(failed)} of {numbers['records']} generations failed; "
                 f"the last with {last.error}"
             )
-            unreachable |= _is(asked[-1], UnavailableError.reason)
-    if unreachable:
+    if _out_of_reach(records):
         problems.append(
             "the server was still out of reach when the run ended; "
             "start it again and repeat the run in a new directory"
@@ -194,12 +192,19 @@ def _problems(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[st
     return tuple(problems)
 
 
+def _out_of_reach(records: Sequence[Record]) -> bool:
+    """Whether the last generation of some arm, of those that were run, found no server."""
+    last = {record.arm: record for record in records if not _is(record, NOT_RUN)}
+    return any(_is(record, UnavailableError.reason) for record in last.values())
+
+
 def _is(record: Record, reason: str) -> bool:
     return (record.error or "").startswith(f"{reason}:")
 
 
-def _exit_code(summary: Mapping[str, Any]) -> int:
+def _exit_code(records: Sequence[Record], summary: Mapping[str, Any]) -> int:
     if summary["interrupted"]:
         return EXIT_INTERRUPTED
     arms = summary["arms"].values()
-    return EXIT_SERVER if any(a["records"] and a["errors"] == a["records"] for a in arms) else 0
+    lost = any(a["records"] and a["errors"] == a["records"] for a in arms)
+    return EXIT_SERVER if lost or _out_of_reach(records) else 0

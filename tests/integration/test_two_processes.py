@@ -146,6 +146,7 @@ def test_a_server_killed_in_the_middle_of_a_bench_costs_records_not_the_run(
         wait_for_records(out, 2, bench)
         server.kill()
         _, stderr = bench.communicate(timeout=100)
+        assert bench.returncode == 3
     records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
     assert len(records) == 40
     assert records[0]["error"] is None

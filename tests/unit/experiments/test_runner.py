@@ -178,6 +178,18 @@ def test_a_server_that_goes_away_costs_its_records_and_nothing_else(bench: Bench
     assert bench.summary["arms"]["cloud"]["errors"] == 1
 
 
+def test_a_server_that_stays_away_is_exit_code_3(bench: Bench) -> None:
+    def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
+        if len(bench.arms["cloud"].requests) > 2:  # after the warm-up and the first prompt
+            raise UnavailableError("no server")
+        return SCRIPTS["cloud"](request)
+
+    result = bench.run(scripts={"cloud": failing})
+    assert bench.summary["arms"]["cloud"]["errors"] == 3
+    assert result.exit_code == 3
+    assert "still out of reach" in result.problems[-1]
+
+
 def test_an_arm_with_only_errors_is_exit_code_3_and_the_server_is_named(bench: Bench) -> None:
     def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
         if len(bench.arms["cloud"].requests) > 1:  # after the warm-up
