@@ -31,8 +31,8 @@ HELD_OUT_STORIES = 0.05
 IntArray = npt.NDArray[np.int64]
 
 
-class CorpusError(Exception):
-    """A corpus is missing or unreadable; the message says what to do."""
+class MissingError(Exception):
+    """Something needed (a corpus, a tokenizer, a model) is missing; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def default_corpora() -> Path:
 def read_documents(path: Path) -> list[str]:
     """The documents of one corpus file, in the file's order, without surrounding whitespace."""
     if not path.is_file():
-        raise CorpusError(
+        raise MissingError(
             f"no corpus file {path}: name the folder that holds {STORIES_FILE}, {DIALOGUES_FILE} "
             f"and {DIALOGUES_DEV_FILE} with --corpora"
         )
@@ -97,8 +97,8 @@ def pack(documents: list[list[int]], row: int, rng: random.Random) -> tuple[IntA
     pieces: list[list[int]] = []
     for document in documents:
         whole = [*document, END_OF_TEXT_ID]
-        for start in range(0, len(whole) - 1, row):
-            pieces.append(whole[start : start + row + 1])
+        starts = range(0, len(whole) - 1, row)
+        pieces.extend(whole[start : start + row + 1] for start in starts)
     rng.shuffle(pieces)
     rooms: list[list[int]] = [[] for _ in range(row + 1)]
     rows: list[list[list[int]]] = []

@@ -22,7 +22,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for a, b, c in COEFFICIENTS:
         gram = x @ x.transpose(1, 2)
         x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return (x.transpose(1, 2) if tall else x).to(matrices.dtype)
+    out: Tensor = (x.transpose(1, 2) if tall else x).to(matrices.dtype)
+    return out
 
 
 class Muon(torch.optim.Optimizer):
@@ -63,19 +64,21 @@ class Muon(torch.optim.Optimizer):
 class Optimiser:
     """Both optimisers under one schedule: warm-up, constant, then linearly to zero."""
 
-    def __init__(self, model: nn.Module, steps: int, muon_lr: float, adam_lr: float) -> None:
+    def __init__(
+        self, model: nn.Module, steps: int, decay: float, muon_lr: float, adam_lr: float
+    ) -> None:
         inner = [p for n, p in model.named_parameters() if p.dim() == 2 and "embed" not in n]
         outer = [p for n, p in model.named_parameters() if p.dim() != 2 or "embed" in n]
-        self.steps = steps
+        self.steps, self.decay = steps, decay
         self.parts: list[torch.optim.Optimizer] = [
             Muon(inner, lr=muon_lr, momentum=0.95, weight_decay=0.05),
             torch.optim.AdamW(outer, lr=adam_lr, betas=(0.9, 0.95), weight_decay=0.0),
         ]
         self.peaks = [[group["lr"] for group in part.param_groups] for part in self.parts]
 
-    def factor(self, step: int, warm_up: int = 50, decay: float = 0.5) -> float:
+    def factor(self, step: int, warm_up: int = 50) -> float:
         """What the peak learning rates are multiplied with at `step`."""
-        rest = (self.steps - step) / max(1.0, self.steps * decay)
+        rest = (self.steps - step) / max(1.0, self.steps * self.decay)
         return min(1.0, (step + 1) / warm_up, max(0.0, rest))
 
     def step(self, step: int) -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-
 from corpora import END_OF_TEXT_ID, END_OF_TURN_ID
 from llama import Cache, Llama
+from torch import Tensor
 
 ENDS = (END_OF_TEXT_ID, END_OF_TURN_ID)
 
@@ -29,15 +28,9 @@ class Count:
 
 
 @torch.inference_mode()
-def generate(
-    model: Llama, prompts: Tensor, tokens: int, sampled: int = 0, seed: int = 0
-) -> list[list[int]]:
-    """Continuations of prompts `[batch, length]`, each ended after its first end token.
-
-    Greedy, after `sampled` first tokens drawn at temperature 1.
-    """
+def generate(model: Llama, prompts: Tensor, tokens: int) -> list[list[int]]:
+    """Greedy continuations of prompts `[batch, length]`, each ended after its first end token."""
     device = prompts.device
-    rng = torch.Generator(device).manual_seed(seed)
     batch, length = prompts.shape
     cache = Cache(model.shape, batch, length + tokens, device)
     ended = torch.zeros(batch, dtype=torch.bool, device=device)
@@ -45,11 +38,7 @@ def generate(
     out = torch.full((batch, tokens), END_OF_TEXT_ID, device=device)
     step = prompts
     for index in range(tokens):
-        logits = model.logits(model.hidden(step, cache)[:, -1])
-        if index < sampled:
-            step = torch.multinomial(logits.softmax(-1), 1, generator=rng)
-        else:
-            step = logits.argmax(-1, keepdim=True)
+        step = model.logits(model.hidden(step, cache)[:, -1]).argmax(-1, keepdim=True)
         out[:, index] = step[:, 0]
         ended |= torch.isin(step[:, 0], ends)
         if bool(ended.all()):
@@ -57,17 +46,22 @@ def generate(
     return [cut(row[: index + 1]) for row in out.tolist()]
 
 
-def cut(ids: list[int]) -> list[int]:
+def cut(ids: list[int], ends: tuple[int, ...] = ENDS) -> list[int]:
     """The ids up to and including the first end token."""
     for index, token in enumerate(ids):
-        if token in ENDS:
+        if token in ends:
             return ids[: index + 1]
     return ids
 
 
 @torch.inference_mode()
 def speculative(
-    target: Llama, draft: Llama, prompt: list[int], tokens: int, gamma: int
+    target: Llama,
+    draft: Llama,
+    prompt: list[int],
+    tokens: int,
+    gamma: int,
+    ends: tuple[int, ...] = ENDS,
 ) -> tuple[list[int], Count]:
     """Greedy speculative decoding: the target's own greedy text, and what the draft did for it.
 
@@ -79,12 +73,12 @@ def speculative(
     slow, quick = Cache(target.shape, 1, room), Cache(draft.shape, 1, room)
     text, count = list(prompt), Count()
     limit = len(prompt) + tokens
-    while len(text) < limit and (len(text) == len(prompt) or text[-1] not in ENDS):
+    while len(text) < limit and (len(text) == len(prompt) or text[-1] not in ends):
         proposal: list[int] = []
         while len(proposal) < min(gamma, limit - len(text)):
             step = torch.tensor([(text + proposal)[quick.length :]])
             proposal.append(int(draft.logits(draft.hidden(step, quick)[0, -1]).argmax()))
-            if proposal[-1] in ENDS:
+            if proposal[-1] in ends:
                 break
         step = torch.tensor([(text + proposal)[slow.length :]])
         hidden = target.hidden(step, slow)[0, -len(proposal) - 1 :]
@@ -93,12 +87,8 @@ def speculative(
         while kept < len(proposal) and proposal[kept] == choices[kept]:
             kept += 1
         count.add(Count(len(proposal), kept, 1))
-        text = cut_after(text + proposal[:kept] + choices[kept : kept + 1], len(prompt), limit)
+        text += choices[: kept + 1]
+        text = text[: len(prompt)] + cut(text[len(prompt) : limit], ends)
         slow.length = min(slow.length, len(text) - 1)
         quick.length = min(quick.length, len(text) - 1)
     return text[len(prompt) :], count
-
-
-def cut_after(text: list[int], prompt: int, limit: int) -> list[int]:
-    """The ids up to the first end token behind the prompt, and up to `limit` ids."""
-    return text[:prompt] + cut(text[prompt:limit])

@@ -14,13 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from torch import Tensor
-from tqdm import tqdm
-
 from corpora import IGNORE, IntArray, Split, encode, pack
 from llama import TARGET, Llama
 from muon import Optimiser
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
 
 log = logging.getLogger("demo")
 
@@ -29,14 +28,16 @@ log = logging.getLogger("demo")
 class TargetPlan:
     """How the target is trained; sizes in tokens, rates as the optimiser takes them."""
 
-    steps: int = 1800
+    steps: int = 1600
     row: int = 512
     batch: int = 8192
     long_row: int = 1024
-    long_share: float = 0.08
+    long_share: float = 0.04
     """Share of the steps, the last ones, in rows of `long_row`, so every position is trained."""
     stories: float = 0.5
     """Share of the tokens that are stories."""
+    decay: float = 0.5
+    """Share of the steps, the last ones, in which the rates go to zero."""
     muon_lr: float = 0.02
     adam_lr: float = 0.003
     average: float = 0.99
@@ -126,7 +127,7 @@ def train_target(
     torch.manual_seed(plan.seed)
     model = Llama(TARGET).to(device)
     average = {name: value.detach().clone() for name, value in model.state_dict().items()}
-    optimiser = Optimiser(model, plan.steps, plan.muon_lr, plan.adam_lr)
+    optimiser = Optimiser(model, plan.steps, plan.decay, plan.muon_lr, plan.adam_lr)
     checkpoint, curve_file = scratch / "target.pt", scratch / "target_curve.json"
     curve: list[dict[str, float]] = []
     first, spent = 0, 0.0
@@ -160,7 +161,7 @@ def train_target(
     for _ in range(first):
         next(stream)
     began = time.monotonic() - spent
-    recent = 0.0
+    recent: list[float] = []
     for step in tqdm(range(first, plan.steps), initial=first, total=plan.steps, mininterval=5):
         x, y = next(stream)
         loss = fast(torch.from_numpy(x).to(device), torch.from_numpy(y).to(device))
@@ -169,19 +170,19 @@ def train_target(
         with torch.no_grad():
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - plan.average)
-        recent += loss.item()
+        recent.append(loss.item())
         done = step + 1
         if done % plan.evaluate_every == 0 or done == plan.steps:
             point = {
                 "step": done,
                 "tokens": done * plan.batch,
-                "training": recent / ((done - 1) % plan.evaluate_every + 1),
+                "training": sum(recent) / len(recent),
                 "stories": mean_loss(model, probe[0]),
                 "dialogues": mean_loss(model, probe[1]),
                 "seconds": time.monotonic() - began,
             }
             curve.append(point)
-            recent = 0.0
+            recent.clear()
             log.info(" ".join(f"{name} {value:.6g}" for name, value in point.items()))
             curve_file.write_text(json.dumps({"plan": asdict(plan), "curve": curve}, indent=1))
         if done % plan.save_every == 0 or done == plan.steps:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from corpora import (
+    END_OF_TEXT,
+    END_OF_TEXT_ID,
+    END_OF_TURN,
+    END_OF_TURN_ID,
+    MissingError,
+    Split,
+)
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
-
-from corpora import END_OF_TEXT, END_OF_TEXT_ID, END_OF_TURN, END_OF_TURN_ID, Split
 
 log = logging.getLogger("demo")
 
@@ -40,7 +46,7 @@ def train_tokenizer(split: Split, entries: int, folder: Path) -> None:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, END_OF_TEXT_ID)]
     )
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
@@ -56,4 +62,7 @@ def train_tokenizer(split: Split, entries: int, folder: Path) -> None:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer saved in `folder`."""
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        raise MissingError(f"no tokenizer {file}: train it first, with the step `tokenizer`")
+    return Tokenizer.from_file(str(file))
