@@ -98,7 +98,9 @@ def read_settings() -> dict[str, str]:
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "cuda.matmul.allow_tf32": str(matmul.allow_tf32),
         "cudnn.allow_tf32": str(torch.backends.cudnn.allow_tf32),
-        "cuda.mem_efficient_sdp_enabled": str(torch.backends.cuda.mem_efficient_sdp_enabled()),
+        "cuda.mem_efficient_sdp_enabled": str(
+            torch.backends.cuda.mem_efficient_sdp_enabled()  # type: ignore[no-untyped-call]
+        ),
     }
     for name in (
         "allow_fp16_reduced_precision_reduction",
