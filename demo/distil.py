@@ -33,7 +33,7 @@ log = logging.getLogger("demo")
 class DraftPlan:
     """How the draft is distilled; sizes in tokens, rates as the optimiser takes them."""
 
-    steps: int = 4400
+    steps: int = 3200
     row: int = 1024
     batch: int = 8192
     own_from: float = 0.3
