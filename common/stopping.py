@@ -49,7 +49,8 @@ class Stopper:
     ) -> None:
         if stop.stop_strings and detokenize is None:
             raise ValueError("stop strings need a detokenizer")
-        self._eos = frozenset(model_eos if stop.eos_token_ids is None else stop.eos_token_ids)
+        eos = model_eos if stop.eos_token_ids is None else stop.eos_token_ids
+        self.eos_token_ids = frozenset(eos)
         self._stop_strings = stop.stop_strings
         self._max_new_tokens = stop.max_new_tokens
         self._room = room
@@ -80,7 +81,7 @@ class Stopper:
         self.num_tokens += 1
         if self._detokenize is not None:
             self._held += self._detokenize(token_id)
-        if token_id in self._eos:
+        if token_id in self.eos_token_ids:
             self.finish_reason = FinishReason.EOS
         elif (start := self._stop_string_at()) is not None:
             self.finish_reason = FinishReason.STOP_STRING

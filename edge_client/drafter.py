@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import compress, count
 from operator import ne
 
@@ -82,10 +82,15 @@ class Drafter:
         self._cached.clear()
 
     def draft(
-        self, history: Sequence[int], count: int, sampling: SamplingParams
+        self,
+        history: Sequence[int],
+        count: int,
+        sampling: SamplingParams,
+        ends: Collection[int] = (),
     ) -> tuple[int, ...]:
-        """Guesses the `count` tokens that follow `history`, fewer where the context ends.
+        """Guesses the `count` tokens that follow `history`.
 
+        Fewer where the context ends, and none after one of `ends`: no output goes on there.
         The choice uses the target's noise for the same position, so equal models guess
         right at any temperature. `history` has at least one token.
         """
@@ -95,6 +100,8 @@ class Drafter:
         for position in range(len(history), end):
             logits = self._extend(unseen) if guesses else self._follow(unseen)
             guesses += choose(logits, [position], [sampling])
+            if guesses[-1] in ends:
+                break
             unseen = guesses[-1:]
         return tuple(guesses)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,9 +40,13 @@ class DraftSource(Protocol):
     """Is the draft model to the loop."""
 
     def draft(
-        self, history: Sequence[int], count: int, sampling: SamplingParams
+        self,
+        history: Sequence[int],
+        count: int,
+        sampling: SamplingParams,
+        ends: Collection[int] = (),
     ) -> tuple[int, ...]:
-        """Guesses at most `count` tokens that follow `history`."""
+        """Guesses at most `count` tokens that follow `history`, and none after one of `ends`."""
         ...
 
 
@@ -62,7 +66,7 @@ def speculate(
     while stopper.finish_reason is None:
         started = clock()
         count = draft_length.next(stopper.remaining)
-        guesses = drafter.draft(session.history, count, sampling)
+        guesses = drafter.draft(session.history, count, sampling, stopper.eos_token_ids)
         draft_ns = clock() - started
 
         stream.send(session.next_draft(guesses))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -172,11 +172,17 @@ class ScriptedDrafter:
         self.resets += 1
 
     def draft(
-        self, history: Sequence[int], count: int, sampling: SamplingParams
+        self,
+        history: Sequence[int],
+        count: int,
+        sampling: SamplingParams,
+        ends: Collection[int] = (),
     ) -> tuple[int, ...]:
         tokens = list(history)
         for _ in range(count):
             choice = target(tokens)
             miss = self.wrong is not None and len(tokens) % self.wrong == 0
             tokens.append(299 if miss else choice)
+            if tokens[-1] in ends:
+                break
         return tuple(tokens[len(history) :])

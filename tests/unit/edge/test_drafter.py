@@ -54,6 +54,15 @@ def test_after_a_full_acceptance_it_drafts_as_a_fresh_one_does(sampling: Samplin
     assert used.draft(history, 4, sampling) == fresh(history, 4, sampling)
 
 
+def test_nothing_is_guessed_after_an_end() -> None:
+    whole = fresh(PROMPT, 6, GREEDY)
+    used = Drafter(model())
+    cut = used.draft(PROMPT, 6, GREEDY, {whole[2]})
+    assert cut == whole[: whole.index(whole[2]) + 1]
+    history = (*PROMPT, *whole[:1])
+    assert used.draft(history, 4, GREEDY) == fresh(history, 4, GREEDY)
+
+
 def test_rounds_without_drafts_leave_nothing_stale() -> None:
     used = Drafter(model())
     used.draft(PROMPT, 3, GREEDY)
