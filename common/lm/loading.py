@@ -144,6 +144,10 @@ def describe(
     """Freezes a module that is already in memory and states what is known about it."""
     module: Any = model.train(False)
     module.requires_grad_(False)
+    if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        # Some versions of transformers let sdpa run here, which ignores the cap without a word.
+        with quiet():
+            model.set_attn_implementation("eager")
     vocab_size = tokenizers.vocabulary_size(tokenizer)
     width = module.get_output_embeddings().weight.shape[0]
     if vocab_size > width:
