@@ -62,7 +62,7 @@ lock:
 	build/lock/bin/pip install --quiet '.[dev]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock
 
-# Trains the bundled pair again (about two hours on two cores, minutes on a GPU).
+# Trains the bundled pair again (about an hour and a half on two cores).
 train: install
 	$(BIN)/python demo/train.py all
 

@@ -183,7 +183,10 @@ class LiveSession:
                 tell(
                     GeneratedTokens((choices[0],), verdict.finish_reason, self._with_prompt(timing))
                 )
-                return None if self.state.finished else next_job(self._host.clock())
+                if self.state.finished:
+                    return None
+                # From the very end of this step: no time lies between two pieces.
+                return next_job(arrived_ns + timing.total_ns)
 
             return self._check_job(check, settle, tell, arrived_ns)
 

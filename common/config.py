@@ -39,7 +39,7 @@ class CloudSection(Section):
     device: str = "auto"
     listen: str = "127.0.0.1:50051"
     metrics_listen: str = "127.0.0.1:9464"
-    threads: Count | None = None  # torch threads; None: torch's own choice
+    threads: Count | None = None  # None: see common/lm/threads.py
     token_budget: Count = 2048  # tokens one forward takes at most, over all sessions
     prefill_chunk: Count = 512  # tokens of one prompt that one forward takes at most
     cache_tokens: Count = 65536  # tokens whose keys and values are held at once

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="how many of the prompts; default: all")
     options = parser.parse_args(argv)
     with cloud_server(Path("runs/demo-cloud.log")) as address:
-        print(f"cloud: {address}, a process of its own; edge: this one", file=sys.stderr)
+        print(f"cloud: {address}, one process; edge: another", file=sys.stderr)
         command = [sys.executable, "-m", "edge_client", "bench", "--server", address]
         command += ["--draft", str(DEMO / "draft"), "--prompts", str(DEMO / "prompts.jsonl")]
         if options.out is not None:

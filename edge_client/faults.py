@@ -51,8 +51,11 @@ BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
 """Used when the status carries no reason of ours: the class, and what the user may do."""
 
 
-def error_from_call(error: grpc.RpcError, address: str) -> OutriderError:
-    """Returns the error of ours for a failed call; the server's own reason comes first."""
+def error_from_call(error: grpc.RpcError, address: str, *, begun: bool = False) -> OutriderError:
+    """Returns the error of ours for a failed call; the server's own reason comes first.
+
+    `begun` says that answers had come already.
+    """
     if not isinstance(error, grpc.Call):
         return UnavailableError(f"server {address}: {error}")
     details = " ".join((error.details() or "").split())
@@ -62,5 +65,10 @@ def error_from_call(error: grpc.RpcError, address: str) -> OutriderError:
     ours = wire.error_from_details(packed if isinstance(packed, bytes) else None, message)
     if ours is not None:
         return ours
+    if begun and error.code() is grpc.StatusCode.UNAVAILABLE:
+        return UnavailableError(
+            f"server {address} went away in the middle; what it confirmed stands. "
+            f"Start it again with `outrider-cloud serve` and ask again ({details})"
+        )
     kind, advice = BY_CODE[error.code()]
     return kind(f"server {address}: {error.code().name}: {advice} ({details or 'no details'})")

@@ -227,6 +227,7 @@ class _Responses(Generic[Response]):
         self._call = call
         self._timeout_s = network.round_timeout_s
         self._due = float("inf")  # when the response waited for must be here
+        self._begun = False
         self._expired = False
         self._left = threading.Event()
         threading.Thread(target=self._watch, name="round-timeout", daemon=True).start()
@@ -260,9 +261,10 @@ class _Responses(Generic[Response]):
                     f"server {self.address} gave no answer within {self._timeout_s:g} s; "
                     "is it overloaded? network.round_timeout_s says how long to wait"
                 ) from error
-            raise error_from_call(error, self.address) from error
+            raise error_from_call(error, self.address, begun=self._begun) from error
         finally:
             self._due = float("inf")
+        self._begun = True
         return response
 
     def _watch(self) -> None:

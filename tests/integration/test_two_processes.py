@@ -298,3 +298,21 @@ def test_a_server_that_cannot_start_says_why_in_its_last_line(
     assert message in done.stderr.strip().splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_server_killed_in_the_middle_of_a_text_is_one_clear_line(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        edge_running(
+            "generate", "--server", server.address, "--draft", str(tiny_pair.draft),
+            "--prompt", "The", "--max-new-tokens", "240", "--ignore-eos",
+        ) as client,
+    ):  # fmt: skip
+        assert client.stdout is not None
+        first = client.stdout.read(1)
+        server.kill()
+        rest, stderr = client.communicate(timeout=60)
+        assert client.returncode == 3, stderr
+    assert first + rest
+    (line,) = stderr.strip().splitlines()
+    assert f"server {server.address} went away in the middle" in line
