@@ -11,7 +11,9 @@ SMALL_MODEL = 32_000_000
 
 A 0.9M draft took 1.0 ms a token with one thread; with two it took 1.1 ms on an idle
 2-core machine and 30 ms on a busy one, where each operation waits for the slower core,
-and where waiting threads keep cores from the other process of the pair.
+and where waiting threads keep cores from the other process of the pair. With both
+processes on an idle 2-core machine, a 5.8M target wrote 244 tokens/s alone and 201 with
+a draft when it had one thread, 225 and 179 when it had two.
 """
 
 
