@@ -15,10 +15,12 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
+from common.types import MAX_CANDIDATES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1)]
 Seconds = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def _yaml_switch(value: object) -> object:
@@ -70,6 +72,10 @@ class DecodingSection(Section):
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
+    min_p: Share = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    presence_penalty: Annotated[float, Field(ge=-100, le=100)] = 0.0
+    frequency_penalty: Annotated[float, Field(ge=-100, le=100)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None  # None: drawn and reported
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = Field(default=(), strict=False)
     ignore_eos: bool = False
@@ -80,20 +86,24 @@ class DraftingSection(Section):
 
     length: Annotated[int, Field(ge=0, le=1024)] | Literal["adaptive"] = 4
     stop: Literal["none", "confidence"] = "none"
+    confidence_threshold: Share = 0.4  # a guess less probable than this ends the draft
+    candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 32  # of a guess, in rejection
 
 
 class VerificationSection(Section):
     """Configures the rule by which a drafted token is accepted."""
 
     mode: Literal["coupled", "rejection", "rank", "typical"] = "coupled"
-    rank_threshold: Count = 1
+    rank_threshold: Count = 20
+    typical_threshold: Annotated[float, Field(gt=0, le=1)] = 0.09
+    typical_alpha: Annotated[float, Field(gt=0, le=100)] = 0.3
 
 
 class GateSection(Section):
-    """Configures when the edge asks the cloud at all."""
+    """Configures when the edge asks the cloud at all; any kind but none is lossy."""
 
     kind: Literal["none", "entropy", "margin", "logprob"] = "none"
-    threshold: float | None = None
+    threshold: float | None = None  # nats at most; probability at least; nats at least
 
 
 class NetworkSection(Section):
@@ -147,11 +157,6 @@ class Config(Section):
 # are refused by name, so that nobody measures something else than they asked for.
 _BUILT: Mapping[str, tuple[object, ...]] = {
     "engine.compile": ("auto", "off"),
-    "drafting.stop": ("none",),
-    "verification.mode": ("coupled",),
-    "verification.rank_threshold": (1,),
-    "gate.kind": ("none",),
-    "gate.threshold": (None,),
     "network.pipeline": ("auto", 0),
     "network.run_ahead": (False,),
     "limits.edge.cpu_cores": (None,),
@@ -184,6 +189,10 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     _refuse_unbuilt(config)
+    if config.gate.kind != "none" and config.gate.threshold is None:
+        raise ConfigError(
+            f"gate.kind = {config.gate.kind!r} needs gate.threshold; set it to a number"
+        )
     return config
 
 

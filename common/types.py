@@ -34,18 +34,57 @@ class GenerateMode(enum.Enum):
     OPTIMIZED = "optimized"  # the verifier's own loop with zero drafts: `cloud_optimized`
 
 
+class VerificationMode(enum.Enum):
+    """Says by which rule a guess is accepted; see cloud_server/acceptance.py."""
+
+    COUPLED = "coupled"  # it equals the target's own choice: the output is the target's own
+    REJECTION = "rejection"  # with probability target / draft: exact in distribution
+    RANK = "rank"  # LOSSY: among the target's `rank_threshold` likeliest
+    TYPICAL = "typical"  # LOSSY: likely enough for how undecided the target is
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output has the target's own distribution."""
+        return self in (VerificationMode.COUPLED, VerificationMode.REJECTION)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """States how a token is chosen from logits; temperature 0 is greedy.
 
-    `top_k` 0 and `top_p` 1.0 mean no truncation. `seed` keys the noise together
-    with the position and the token id, so that equal seeds give equal text.
+    In the order applied (Hugging Face's): the repetition penalty, over prompt and
+    output; presence and frequency penalty, over the output; temperature; top-k,
+    top-p, min-p. The defaults of all of these change nothing. `seed` keys the
+    noise together with position and token id, so that equal seeds give equal text.
     """
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationParams:
+    """States the rule of a session; each number belongs to the mode in its name.
+
+    `gated`: the client commits tokens that no target has judged.
+    """
+
+    mode: VerificationMode = VerificationMode.COUPLED
+    rank_threshold: int = 20
+    typical_threshold: float = 0.09
+    typical_alpha: float = 0.3
+    gated: bool = False
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the output has the target's own distribution."""
+        return self.mode.lossless and not self.gated
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +123,30 @@ class StepTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftDistribution:
+    """Is what one guess was drawn from: a candidate's probability is its weight over their sum.
+
+    Weights are whole, from 1 to MAX_WEIGHT, so that both ends have the same
+    distribution to the last bit.
+    """
+
+    token_ids: tuple[int, ...]
+    weights: tuple[int, ...]
+
+
+MAX_WEIGHT = 2**16 - 1
+MAX_CANDIDATES = 1024
+
+
+@dataclass(frozen=True, slots=True)
 class Draft:
     """Asks the target to check guesses.
 
     `position` is where the first token of this message stands: whatever the
     server holds at or beyond it is dropped. `confirmed_token_ids` come first
-    (tokens that are settled, sent to mend a mismatch; empty in a normal round),
-    the guesses follow.
+    (settled tokens that the server lacks; empty in a normal round), the guesses
+    follow. `distributions` has one entry a guess where the rule needs them
+    (rejection at a temperature), and is empty otherwise.
     """
 
     step_id: int
@@ -98,6 +154,7 @@ class Draft:
     epoch: int
     token_ids: tuple[int, ...] = ()
     confirmed_token_ids: tuple[int, ...] = ()
+    distributions: tuple[DraftDistribution, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +200,7 @@ class OpenSession:
     sampling: SamplingParams
     stop: StopParams
     generated_token_ids: tuple[int, ...] = ()
+    verification: VerificationParams = VerificationParams()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,6 @@ R. Dror, D. Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 from torch import Tensor
 
 _MASK = 0xFFFFFFFF
@@ -32,34 +29,9 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
-def gumbel_noise(
-    seeds: Sequence[int], positions: Sequence[int], vocab_size: int, device: torch.device
-) -> Tensor:
-    """Draws `[n, vocab_size]` float32 Gumbel noise, keyed by (seed, position, token id).
-
-    Four neighbouring tokens share a counter, whose four words they take in turn. Values are
-    computed in float64, so that rounding to float32 hides how a device computes a logarithm.
-    """
-    seed = torch.tensor([[_signed(value)] for value in seeds], device=device)
-    position = torch.tensor([[value] for value in positions], device=device)
-    block = torch.arange(-(-vocab_size // 4), device=device)[None]
-    words = philox(
-        (block, position & _MASK, position >> 32, torch.zeros_like(position)),
-        (seed & _MASK, (seed >> 32) & _MASK),
-    )
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
-    uniform = (bits.double() + 0.5) * 2.0**-32  # in (0, 1), exact
-    return -torch.log(-torch.log(uniform)).float()
-
-
 def _multiply(multiplier: int, word: Tensor) -> tuple[Tensor, Tensor]:
     """Splits an unsigned 32 x 32 bit product into its high and low word."""
     # The product may pass 2**63. Both multipliers exceed 2**31, so the product with
     # (multiplier - 2**32) fits into 63 bits, and the high word lacks exactly `word`.
     product = word * (multiplier - (1 << 32))
     return ((product >> 32) + word) & _MASK, product & _MASK
-
-
-def _signed(seed: int) -> int:
-    """Folds any integer to the int64 with the same lower 64 bits."""
-    return ((seed + (1 << 63)) % (1 << 64)) - (1 << 63)

@@ -7,6 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class VerificationMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    VERIFICATION_MODE_UNSPECIFIED: _ClassVar[VerificationMode]
+    VERIFICATION_MODE_COUPLED: _ClassVar[VerificationMode]
+    VERIFICATION_MODE_REJECTION: _ClassVar[VerificationMode]
+    VERIFICATION_MODE_RANK: _ClassVar[VerificationMode]
+    VERIFICATION_MODE_TYPICAL: _ClassVar[VerificationMode]
+
 class Outcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     OUTCOME_UNSPECIFIED: _ClassVar[Outcome]
@@ -27,6 +35,11 @@ class GenerateMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GENERATE_MODE_UNSPECIFIED: _ClassVar[GenerateMode]
     GENERATE_MODE_STOCK: _ClassVar[GenerateMode]
     GENERATE_MODE_OPTIMIZED: _ClassVar[GenerateMode]
+VERIFICATION_MODE_UNSPECIFIED: VerificationMode
+VERIFICATION_MODE_COUPLED: VerificationMode
+VERIFICATION_MODE_REJECTION: VerificationMode
+VERIFICATION_MODE_RANK: VerificationMode
+VERIFICATION_MODE_TYPICAL: VerificationMode
 OUTCOME_UNSPECIFIED: Outcome
 OUTCOME_VERIFIED: Outcome
 OUTCOME_STALE: Outcome
@@ -53,16 +66,38 @@ class Peer(_message.Message):
     def __init__(self, protocol_version: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_k", "top_p", "seed")
+    __slots__ = ("temperature", "top_k", "top_p", "seed", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_k: int
     top_p: float
     seed: int
-    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    min_p: float
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ...) -> None: ...
+
+class VerificationParams(_message.Message):
+    __slots__ = ("mode", "rank_threshold", "typical_threshold", "typical_alpha", "gated")
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RANK_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    TYPICAL_ALPHA_FIELD_NUMBER: _ClassVar[int]
+    GATED_FIELD_NUMBER: _ClassVar[int]
+    mode: VerificationMode
+    rank_threshold: int
+    typical_threshold: float
+    typical_alpha: float
+    gated: bool
+    def __init__(self, mode: _Optional[_Union[VerificationMode, str]] = ..., rank_threshold: _Optional[int] = ..., typical_threshold: _Optional[float] = ..., typical_alpha: _Optional[float] = ..., gated: bool = ...) -> None: ...
 
 class StopParams(_message.Message):
     __slots__ = ("max_new_tokens", "eos_token_ids", "ignore_eos", "stop_strings")
@@ -77,18 +112,20 @@ class StopParams(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., stop_strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop")
+    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop", "verification")
     PEER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     STOP_FIELD_NUMBER: _ClassVar[int]
+    VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     peer: Peer
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     generated_token_ids: _containers.RepeatedScalarFieldContainer[int]
     sampling: SamplingParams
     stop: StopParams
-    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ...) -> None: ...
+    verification: VerificationParams
+    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., verification: _Optional[_Union[VerificationParams, _Mapping]] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
     __slots__ = ("open", "verify")
@@ -115,18 +152,24 @@ class SessionOpened(_message.Message):
     def __init__(self, position: _Optional[int] = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("step_id", "position", "epoch", "confirmed_token_ids", "draft_token_ids")
+    __slots__ = ("step_id", "position", "epoch", "confirmed_token_ids", "draft_token_ids", "candidate_counts", "candidate_token_ids", "candidate_weights")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CONFIRMED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DRAFT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_COUNTS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     position: int
     epoch: int
     confirmed_token_ids: _containers.RepeatedScalarFieldContainer[int]
     draft_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., epoch: _Optional[int] = ..., confirmed_token_ids: _Optional[_Iterable[int]] = ..., draft_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    candidate_counts: _containers.RepeatedScalarFieldContainer[int]
+    candidate_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    candidate_weights: bytes
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., epoch: _Optional[int] = ..., confirmed_token_ids: _Optional[_Iterable[int]] = ..., draft_token_ids: _Optional[_Iterable[int]] = ..., candidate_counts: _Optional[_Iterable[int]] = ..., candidate_token_ids: _Optional[_Iterable[int]] = ..., candidate_weights: _Optional[bytes] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("step_id", "epoch", "outcome", "position", "accepted_count", "next_token_id", "finish_reason", "timing")
@@ -231,18 +274,22 @@ class GenerateResponse(_message.Message):
     def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("context_token_ids", "token_ids")
+    __slots__ = ("context_token_ids", "token_ids", "text_token_ids")
     CONTEXT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     context_token_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, context_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    text_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, context_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("logits",)
+    __slots__ = ("logits", "text_logprobs")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     logits: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, logits: _Optional[_Iterable[float]] = ...) -> None: ...
+    text_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logits: _Optional[_Iterable[float]] = ..., text_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("payload",)

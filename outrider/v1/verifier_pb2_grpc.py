@@ -111,9 +111,11 @@ class VerifierServicer(object):
 
     def Score(self, request, context):
         """Returns the target's logits of a few tokens after a context, outside any
-        session: with how small a gap it preferred one token to another.
+        session: with how small a gap it preferred one token to another; and how
+        probable it finds a text there.
         INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
-        one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+        context and text longer than the model's. RESOURCE_EXHAUSTED: no room in
+        the cache.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -3,8 +3,8 @@
 isort:skip_file
 The contract between an edge, which drafts tokens, and a cloud, which verifies them.
 
-Every token travels as an id of the tokenizer both ends share; no text, no
-probabilities, no masks. A *position* is the index of a token in the whole
+Every token travels as an id of the tokenizer both ends share: no text, no
+masks, and probabilities only in VERIFICATION_MODE_REJECTION, which needs them. A *position* is the index of a token in the whole
 sequence (prompt included), from 0. Intervals are half-open. All times are
 nanoseconds of the server's monotonic clock: differences of one server's
 numbers are meaningful, and nothing else is, so no clocks need be in step.
@@ -94,9 +94,11 @@ class VerifierStub:
         outrider.v1.verifier_pb2.ScoreResponse,
     ]
     """Returns the target's logits of a few tokens after a context, outside any
-    session: with how small a gap it preferred one token to another.
+    session: with how small a gap it preferred one token to another; and how
+    probable it finds a text there.
     INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
-      one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+      context and text longer than the model's. RESOURCE_EXHAUSTED: no room in
+      the cache.
     """
 
     Echo: grpc.UnaryUnaryMultiCallable[
@@ -159,9 +161,11 @@ class VerifierAsyncStub:
         outrider.v1.verifier_pb2.ScoreResponse,
     ]
     """Returns the target's logits of a few tokens after a context, outside any
-    session: with how small a gap it preferred one token to another.
+    session: with how small a gap it preferred one token to another; and how
+    probable it finds a text there.
     INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
-      one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+      context and text longer than the model's. RESOURCE_EXHAUSTED: no room in
+      the cache.
     """
 
     Echo: grpc.aio.UnaryUnaryMultiCallable[
@@ -232,9 +236,11 @@ class VerifierServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[outrider.v1.verifier_pb2.ScoreResponse, collections.abc.Awaitable[outrider.v1.verifier_pb2.ScoreResponse]]:
         """Returns the target's logits of a few tokens after a context, outside any
-        session: with how small a gap it preferred one token to another.
+        session: with how small a gap it preferred one token to another; and how
+        probable it finds a text there.
         INVALID_ARGUMENT: a token id outside the vocabulary, an empty context, or
-          one longer than the model's. RESOURCE_EXHAUSTED: no room in the cache.
+          context and text longer than the model's. RESOURCE_EXHAUSTED: no room in
+          the cache.
         """
 
     @abc.abstractmethod
