@@ -34,6 +34,8 @@ class Step:
     timing: StepTiming | None = None
     bytes_up: int | None = None
     bytes_down: int | None = None
+    asked: bool | None = None
+    draft_probabilities_bytes: int | None = None
 
 
 class DraftSource(Protocol):
