@@ -10,25 +10,40 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from cloud_server.acceptance import Check, Judged, judge
 from cloud_server.scheduler import Waiting, plan_step
 from common.errors import InternalError, OutriderError, UnavailableError
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel, Segment
-from common.lm.sampling import choose
 from common.lm.threads import set_threads
-from common.types import SamplingParams, StepTiming
+from common.types import StepTiming
 
 logger = logging.getLogger(__name__)
 
+SCORED_CHUNK = 64
+"""Tokens of a text to be scored that one forward takes: the logits of each are wanted at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Answers what the target thinks after a context.
+
+    `logits` has one entry a candidate, `text_logprobs` one a token of the text, in nats.
+    """
+
+    logits: tuple[float, ...]
+    text_logprobs: tuple[float, ...]
+
+
 Clock = Callable[[], int]
 Failed = Callable[[OutriderError], None]
-Scored = Callable[[list[float]], None]
+Scored = Callable[[Scores], None]
 
 
 class CloudModel(LanguageModel):
@@ -56,11 +71,11 @@ class CloudModel(LanguageModel):
 
 @dataclass(slots=True)
 class Job:
-    """Runs `tokens` of one session through the target and judges the last `num_logits`.
+    """Runs `tokens` of one session through the target and answers a check over the last of them.
 
     `tokens` is the session's whole sequence, guesses included; the cache's first
     `valid` tokens are known to agree with it and are not run again. `then` gets
-    the target's choices after each of the last `num_logits` tokens and may
+    the target's judgement, None where nothing was asked (a prompt), and may
     return the session's next job, which joins the very next step; `failed` gets
     the reason instead. Both are called on the engine thread.
     """
@@ -68,15 +83,19 @@ class Job:
     session: int
     tokens: Sequence[int]
     valid: int
-    num_logits: int
-    sampling: SamplingParams
+    check: Check | None
     arrived_ns: int
-    then: Callable[[list[int], StepTiming], Job | None]
+    then: Callable[[Judged | None, StepTiming], Job | None]
     failed: Failed
     started_ns: int = 0
     computed_ns: int = 0
     busy_ns: int = 0
     forward_passes: int = 0
+
+    @property
+    def num_logits(self) -> int:
+        """How many of the last tokens need their logits."""
+        return 0 if self.check is None else self.check.num_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +147,15 @@ class Engine:
         self._inbox.put(lambda: self._take(job))
 
     def score(
-        self, tokens: Sequence[int], candidates: Sequence[int], then: Scored, failed: Failed
+        self,
+        context: Sequence[int],
+        candidates: Sequence[int],
+        text: Sequence[int],
+        then: Scored,
+        failed: Failed,
     ) -> None:
-        """Gives `then` the logits of the candidates after `tokens`, from forwards of their own."""
-        self._inbox.put(lambda: self._score(tokens, candidates, then, failed))
+        """Gives `then` what the target thinks after `context`, from forwards of their own."""
+        self._inbox.put(lambda: self._score(context, candidates, text, then, failed))
 
     def release(self, session: int) -> None:
         """Drops a session's jobs, unanswered, and frees its cache."""
@@ -160,13 +184,13 @@ class Engine:
         started_ns = self._clock()
         try:
             logits = self._model.forward(segments)
-            choices = self._choose(jobs, segments, logits)
+            judged = self._judge(jobs, segments, logits)
         except Exception as error:  # whatever a model raises fails its step, never the engine
             self._fail(jobs, _as_ours(error))
             return
         done_ns = self._clock()
         self._account(jobs, segments, done_ns - started_ns)
-        self._answer(jobs, segments, choices, done_ns)
+        self._answer(jobs, segments, judged, done_ns)
 
     def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
         """Plans the step; returns the jobs that take part and the segment of each."""
@@ -196,16 +220,16 @@ class Engine:
         known = min(job.valid, self._model.cache.length(job.session))
         return min(known, len(job.tokens) - max(job.num_logits, 1))
 
-    def _choose(
+    def _judge(
         self, jobs: Sequence[Job], segments: Sequence[Segment], logits: torch.Tensor
-    ) -> list[int]:
-        positions: list[int] = []
-        sampling: list[SamplingParams] = []
-        for job, segment in zip(jobs, segments, strict=True):
-            end = segment.position + len(segment.token_ids)
-            positions += range(end - segment.num_logits + 1, end + 1)
-            sampling += [job.sampling] * segment.num_logits
-        return choose(logits, positions, sampling)
+    ) -> dict[int, Judged]:
+        """Returns the judgement of each session whose check this step completes."""
+        asked = {
+            job.session: job.check
+            for job, segment in zip(jobs, segments, strict=True)
+            if job.check is not None and segment.num_logits
+        }
+        return dict(zip(asked, judge(logits, list(asked.values())), strict=True))
 
     def _account(self, jobs: Sequence[Job], segments: Sequence[Segment], computed_ns: int) -> None:
         step_tokens = sum(len(segment.token_ids) for segment in segments)
@@ -220,17 +244,14 @@ class Engine:
         self,
         jobs: Sequence[Job],
         segments: Sequence[Segment],
-        choices: Sequence[int],
+        judged: Mapping[int, Judged],
         done_ns: int,
     ) -> None:
         step_tokens = sum(len(segment.token_ids) for segment in segments)
-        taken = 0
-        for job, segment in zip(jobs, segments, strict=True):
+        for job in jobs:
             if job.valid < len(job.tokens):
                 continue
             self._jobs.remove(job)
-            own = list(choices[taken : taken + segment.num_logits])
-            taken += segment.num_logits
             timing = StepTiming(
                 queued_ns=job.started_ns - job.arrived_ns,
                 batched_ns=done_ns - job.started_ns - job.computed_ns,
@@ -242,7 +263,7 @@ class Engine:
                 forward_passes=job.forward_passes,
             )
             try:
-                following = job.then(own, timing)
+                following = job.then(judged.get(job.session), timing)
             except Exception as error:  # a fault in one session's bookkeeping ends that session
                 job.failed(_as_ours(error))
                 continue
@@ -262,16 +283,36 @@ class Engine:
             job.failed(InternalError(f"session {job.session} was released before its job came"))
 
     def _score(
-        self, tokens: Sequence[int], candidates: Sequence[int], then: Scored, failed: Failed
+        self,
+        context: Sequence[int],
+        candidates: Sequence[int],
+        text: Sequence[int],
+        then: Scored,
+        failed: Failed,
     ) -> None:
         try:
-            with self._model.cache.session(len(tokens)) as session:
-                for start in range(0, len(tokens), self._prefill_chunk):
-                    chunk = tokens[start : start + self._prefill_chunk]
-                    logits = self._model.forward([Segment(session, chunk, start, 1)])
-            then(logits[0, list(candidates)].tolist())
+            then(self._scores(context, candidates, text))
         except Exception as error:  # as in step: the engine goes on
             failed(_as_ours(error))
+
+    def _scores(
+        self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
+    ) -> Scores:
+        logprobs: list[float] = []
+        with self._model.cache.session(len(context) + len(text)) as session:
+            for start in range(0, len(context), self._prefill_chunk):
+                chunk = context[start : start + self._prefill_chunk]
+                logits = self._model.forward([Segment(session, chunk, start, 1)])
+            after = logits  # of each token of the text, what stood before it said
+            for start in range(0, len(text), SCORED_CHUNK):
+                chunk = text[start : start + SCORED_CHUNK]
+                place = len(context) + start
+                rows = self._model.forward([Segment(session, chunk, place, len(chunk))])
+                given = torch.cat([after, rows[:-1]]).double().log_softmax(-1)
+                wanted = torch.tensor(chunk, device=given.device)[:, None]
+                logprobs += given.gather(1, wanted)[:, 0].tolist()
+                after = rows[-1:]
+        return Scores(tuple(logits[0, list(candidates)].tolist()), tuple(logprobs))
 
     def _release(self, session: int) -> None:
         self._jobs = [job for job in self._jobs if job.session != session]

@@ -32,6 +32,7 @@ class StockRequest:
     """Is one generation: where its tokens go, and whether anybody still wants them."""
 
     tokens: tuple[int, ...]
+    prompt_length: int
     sampling: SamplingParams
     stopper: Stopper
     arrived_ns: int
@@ -66,15 +67,20 @@ class StockGenerator:
                 max_new_tokens=request.stopper.remaining,
                 pad_token_id=0,
             ),
-            logits_processor=self._processors(request.sampling),
+            logits_processor=self._processors(request.sampling, request.prompt_length),
             stopping_criteria=StoppingCriteriaList([_Follower(request, self._clock)]),
         )
 
-    def _processors(self, sampling: SamplingParams) -> LogitsProcessorList:
+    def _processors(self, sampling: SamplingParams, prompt_length: int) -> LogitsProcessorList:
         """Returns none for plain greedy, which stock generate does by itself."""
-        if sampling.temperature == 0 and self._logits_width == self._vocab_size:
+        if (
+            sampling == SamplingParams(seed=sampling.seed)
+            and self._logits_width == self._vocab_size
+        ):
             return LogitsProcessorList()
-        return LogitsProcessorList([PositionKeyedSampling(sampling, self._vocab_size)])
+        return LogitsProcessorList(
+            [PositionKeyedSampling(sampling, self._vocab_size, prompt_length)]
+        )
 
 
 class _Follower(StoppingCriteria):

@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from cloud_server.engine import Clock, Engine, Job
+from cloud_server.acceptance import Check, Judged
+from cloud_server.engine import Clock, Engine, Job, Scores
 from cloud_server.metrics import Metrics
-from cloud_server.sessions import Check, TargetSession
+from cloud_server.sessions import TargetSession
 from common.config import CloudSection
 from common.detokenizer import Detokenizer
 from common.errors import OutriderError, OverloadedError
@@ -87,6 +88,7 @@ class Host:
                 "cloud.cache_tokens"
             )
         async with self.admit(state):
+            self.metrics.observe_opening(opening.verification)
             reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self.engine.allocate(state.capacity, *_resolve(reservation))
             try:
@@ -99,10 +101,12 @@ class Host:
             finally:
                 self.engine.release(handle)
 
-    async def score(self, tokens: Sequence[int], candidates: Sequence[int]) -> list[float]:
-        """Returns the target's logits of the candidates after `tokens`."""
-        answer: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self.engine.score(tokens, candidates, *_resolve(answer))
+    async def score(
+        self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
+    ) -> Scores:
+        """Returns the target's logits of the candidates after `context`, and its view of `text`."""
+        answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+        self.engine.score(context, candidates, text, *_resolve(answer))
         return await answer
 
     def new_state(self, opening: OpenSession) -> TargetSession:
@@ -133,13 +137,13 @@ class LiveSession:
     def prefill(self) -> None:
         """Sends the prompt, but for its last token, through the target; waits for nothing."""
 
-        def done(_: list[int], timing: StepTiming) -> None:
+        def done(_: Judged | None, timing: StepTiming) -> None:
             self._prompt_timing = timing
 
         # A failure here shows again, and is answered, in the verify that follows.
         prompt = self.state.history[:-1]
         if prompt:
-            self._host.engine.submit(self._job(prompt, len(prompt), 0, done, lambda _: None))
+            self._host.engine.submit(self._job(prompt, len(prompt), None, done, lambda _: None))
 
     async def verify(self, draft: Draft) -> Verdict:
         """Answers one verify request; see TargetSession.admit for the errors."""
@@ -147,18 +151,18 @@ class LiveSession:
         admitted = self.state.admit(draft)
         if isinstance(admitted, Verdict):
             return admitted
-        answer: asyncio.Future[tuple[list[int], StepTiming]]
+        answer: asyncio.Future[tuple[Judged, StepTiming]]
         answer = asyncio.get_running_loop().create_future()
         resolve, fail = _resolve(answer)
         self._host.engine.submit(
-            self._check_job(admitted, lambda *judged: resolve(judged), fail, arrived_ns)
+            self._check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
         )
-        choices, timing = await answer
-        verdict = self.state.settle(draft, admitted, choices)
+        judged, timing = await answer
+        verdict = self.state.settle(draft, admitted, judged)
         timing = self._with_prompt(timing)
         verdict = replace(verdict, timing=replace(timing, total_ns=self._host.clock() - arrived_ns))
         self.state.remember(verdict)
-        self._host.metrics.observe_verdict(draft, verdict)
+        self._host.metrics.observe_verdict(draft, verdict, self.state.verification.gated)
         return verdict
 
     async def decode(self) -> AsyncIterator[GeneratedTokens]:
@@ -178,11 +182,10 @@ class LiveSession:
             check = self.state.admit(draft)
             assert isinstance(check, Check)
 
-            def settle(choices: list[int], timing: StepTiming) -> Job | None:
-                verdict = self.state.settle(draft, check, choices)
-                tell(
-                    GeneratedTokens((choices[0],), verdict.finish_reason, self._with_prompt(timing))
-                )
+            def settle(judged: Judged, timing: StepTiming) -> Job | None:
+                verdict = self.state.settle(draft, check, judged)
+                token_ids = (judged.next_token_id,)
+                tell(GeneratedTokens(token_ids, verdict.finish_reason, self._with_prompt(timing)))
                 if self.state.finished:
                     return None
                 # From the very end of this step: no time lies between two pieces.
@@ -203,12 +206,16 @@ class LiveSession:
     def _check_job(
         self,
         check: Check,
-        then: Callable[[list[int], StepTiming], Job | None],
+        then: Callable[[Judged, StepTiming], Job | None],
         failed: Callable[[OutriderError], None],
         arrived_ns: int,
     ) -> Job:
+        def answered(judged: Judged | None, timing: StepTiming) -> Job | None:
+            assert judged is not None  # a check was asked
+            return then(judged, timing)
+
         tokens = [*check.context, *check.guesses]
-        job = self._job(tokens, check.valid, len(check.guesses) + 1, then, failed)
+        job = self._job(tokens, check.valid, check, answered, failed)
         job.arrived_ns = arrived_ns
         return job
 
@@ -216,16 +223,15 @@ class LiveSession:
         self,
         tokens: list[int],
         valid: int,
-        num_logits: int,
-        then: Callable[[list[int], StepTiming], Job | None],
+        check: Check | None,
+        then: Callable[[Judged | None, StepTiming], Job | None],
         failed: Callable[[OutriderError], None],
     ) -> Job:
         return Job(
             session=self._handle,
             tokens=tokens,
             valid=valid,
-            num_logits=num_logits,
-            sampling=self.state.sampling,
+            check=check,
             arrived_ns=self._host.clock(),
             then=then,
             failed=failed,

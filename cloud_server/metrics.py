@@ -5,7 +5,7 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from cloud_server.engine import StepReport
-from common.types import Draft, Outcome, Verdict
+from common.types import Draft, Outcome, Verdict, VerificationParams
 
 _TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _SESSIONS_PER_STEP = (1, 2, 4, 8, 16, 32, 64)
@@ -32,6 +32,14 @@ class Metrics:
             "Guesses accepted, by their place in the draft",
             ("position",),
         )
+        self.opened = counter(
+            "sessions_opened",
+            "Sessions, by rule; only coupled and rejection, not gated, are lossless",
+            ("verification", "gated"),
+        )
+        self.unverified_tokens = counter(
+            "unverified_tokens", "Tokens a gated client committed that no target judged"
+        )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of opened prompts")
         self.generation_tokens = counter("generation_tokens", "Output tokens")
         self.errors = counter("request_errors", "Requests that failed, by reason", ("reason",))
@@ -51,16 +59,22 @@ class Metrics:
             "request_queue_time_seconds", "A verify request's wait before its forward", _SECONDS
         )
 
+    def observe_opening(self, verification: VerificationParams) -> None:
+        """Counts one session under its rule."""
+        self.opened.labels(verification.mode.value, str(verification.gated).lower()).inc()
+
     def observe_step(self, report: StepReport) -> None:
         """Counts one forward."""
         self.step_tokens.observe(report.tokens)
         self.step_sessions.observe(report.sessions)
         self.step_seconds.observe(report.computed_ns / 1e9)
 
-    def observe_verdict(self, draft: Draft, verdict: Verdict) -> None:
-        """Counts one verified round."""
+    def observe_verdict(self, draft: Draft, verdict: Verdict, gated: bool) -> None:
+        """Counts one verified round; `gated` clients send confirmed tokens nobody judged."""
         if verdict.outcome is not Outcome.VERIFIED:
             return
+        if gated:
+            self.unverified_tokens.inc(len(draft.confirmed_token_ids))
         self.generation_tokens.inc(verdict.accepted + (verdict.next_token_id is not None))
         self.queue_seconds.observe(verdict.timing.queued_ns / 1e9)
         if draft.token_ids:

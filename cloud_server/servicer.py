@@ -182,6 +182,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         request = StockRequest(
             tokens=tuple(state.history),
             sampling=state.sampling,
+            prompt_length=state.prompt_length,
             stopper=state.stopper,
             arrived_ns=self._host.clock(),
             tell=tell,
@@ -199,12 +200,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 await asyncio.wait([running])
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
-        """Returns logits of a few tokens after a context."""
+        """Returns logits of a few tokens after a context, and how probable a text is there."""
         host = self._host
-        tokens, candidates = wire.score_from_proto(
-            request, host.wire_limits, host.info.context_length
+        scores = await host.score(
+            *wire.score_from_proto(request, host.wire_limits, host.info.context_length)
         )
-        return pb.ScoreResponse(logits=await host.score(tokens, candidates))
+        return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """Returns the payload."""

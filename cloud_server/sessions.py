@@ -8,27 +8,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from cloud_server.acceptance import count_accepted
+from cloud_server.acceptance import Check, Judged, needs_distributions
 from common.errors import InternalError, InvalidRequestError, PromptError
 from common.stopping import Stopper
 from common.types import Draft, OpenSession, Outcome, Verdict
 
 REMEMBERED_VERDICTS = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """Asks for the target's choices after the `context` tokens and after each of `guesses`.
-
-    Of what the target read for this session before, the first `valid` tokens
-    still stand.
-    """
-
-    context: tuple[int, ...]
-    guesses: tuple[int, ...]
-    valid: int
 
 
 class TargetSession:
@@ -43,16 +29,17 @@ class TargetSession:
         detokenizer: Callable[[], Callable[[int], str]],
     ) -> None:
         """Opens a session; raises PromptError when its tokens leave the context no room."""
+        self.verification = opening.verification
         self.sampling = opening.sampling
         self.epoch = 0
         self._stop = opening.stop
         self._model_eos = model_eos
         self._detokenizer = detokenizer
-        self._prompt_length = len(opening.prompt_token_ids)
-        self._room = context_length - self._prompt_length
+        self.prompt_length = len(opening.prompt_token_ids)
+        self._room = context_length - self.prompt_length
         if self._room < 1:
             raise PromptError(
-                f"the prompt has {self._prompt_length} tokens and this model's context is "
+                f"the prompt has {self.prompt_length} tokens and this model's context is "
                 f"{context_length}, which leaves no room for an answer; shorten the prompt"
             )
         self.history = list(opening.prompt_token_ids)
@@ -69,7 +56,11 @@ class TargetSession:
     @property
     def capacity(self) -> int:
         """How many tokens the session can ever hold in the cache."""
-        return self._prompt_length + min(self._room, self._stop.max_new_tokens)
+        return self.prompt_length + min(self._room, self._stop.max_new_tokens)
+
+    @property
+    def _needs_distributions(self) -> bool:
+        return needs_distributions(self.verification, self.sampling)
 
     @property
     def finished(self) -> bool:
@@ -80,17 +71,24 @@ class TargetSession:
         """Takes a verify request: returns what must run, or the verdict that needs no run.
 
         Rolls back to `draft.position` and takes the confirmed tokens. Raises
-        InvalidRequestError, changing nothing, for a position inside the prompt
-        and for a session that is over.
+        InvalidRequestError, changing nothing, for a position inside the prompt,
+        for guesses without the distributions their rule needs or with some it does
+        not, and for a session that is over.
         """
         if (earlier := self._verdicts.get(draft.step_id)) is not None:
             return earlier
         if draft.epoch < self.epoch:
             return Verdict(draft.step_id, draft.epoch, Outcome.STALE, self.position)
-        self.epoch = draft.epoch
-        if draft.position < self._prompt_length:
+        needed = len(draft.token_ids) if self._needs_distributions else 0
+        if len(draft.distributions) != needed:
             raise InvalidRequestError(
-                f"position is {draft.position}, inside the prompt of {self._prompt_length} tokens"
+                f"{len(draft.distributions)} guesses name their candidates; "
+                f"verification by {self.verification.mode.value} needs {needed}"
+            )
+        self.epoch = draft.epoch
+        if draft.position < self.prompt_length:
+            raise InvalidRequestError(
+                f"position is {draft.position}, inside the prompt of {self.prompt_length} tokens"
             )
         if draft.position > self.position:
             return Verdict(draft.step_id, draft.epoch, Outcome.MISMATCH, self.position)
@@ -101,16 +99,24 @@ class TargetSession:
             )
         self._roll_back(draft.position)
         self._append(draft.confirmed_token_ids, "confirmed_token_ids")
-        guesses = draft.token_ids[: self.stopper.remaining]
-        return Check(tuple(self.history), guesses, self._valid)
+        room = self.stopper.remaining
+        return Check(
+            context=tuple(self.history),
+            guesses=draft.token_ids[:room],
+            valid=self._valid,
+            prompt_length=self.prompt_length,
+            sampling=self.sampling,
+            verification=self.verification,
+            distributions=draft.distributions[:room],
+        )
 
-    def settle(self, draft: Draft, check: Check, choices: Sequence[int]) -> Verdict:
-        """Turns the target's choices into the verdict, and the history forward."""
-        if len(check.context) != self.position or len(choices) != len(check.guesses) + 1:
+    def settle(self, draft: Draft, check: Check, judged: Judged) -> Verdict:
+        """Turns the target's judgement into the verdict, and the history forward."""
+        accepted = judged.accepted
+        if len(check.context) != self.position or accepted > len(check.guesses):
             raise InternalError("a verdict was settled against another history")
-        accepted = count_accepted(check.guesses, choices)
         self._valid = self.position + accepted
-        kept = self.stopper.push([*check.guesses[:accepted], choices[accepted]]).token_ids
+        kept = self.stopper.push([*check.guesses[:accepted], judged.next_token_id]).token_ids
         self.history.extend(kept)
         verdict = Verdict(
             step_id=draft.step_id,
@@ -118,7 +124,7 @@ class TargetSession:
             outcome=Outcome.VERIFIED,
             position=self.position,
             accepted=min(accepted, len(kept)),
-            next_token_id=choices[accepted] if len(kept) > accepted else None,
+            next_token_id=judged.next_token_id if len(kept) > accepted else None,
             finish_reason=self.stopper.finish_reason,
         )
         return verdict
@@ -143,7 +149,7 @@ class TargetSession:
         del self.history[position:]
         self._valid = min(self._valid, position)
         self.stopper = self._new_stopper()
-        self.stopper.push(self.history[self._prompt_length :])
+        self.stopper.push(self.history[self.prompt_length :])
 
     def _append(self, token_ids: Sequence[int], field: str) -> None:
         kept = self.stopper.push(token_ids).token_ids

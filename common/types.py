@@ -87,6 +87,10 @@ class VerificationParams:
         return self.mode.lossless and not self.gated
 
 
+EXACT = VerificationParams()
+"""The rule when nothing else is said."""
+
+
 @dataclass(frozen=True, slots=True)
 class StopParams:
     """States when a generation ends; see common/stopping.py for the rule itself.
@@ -200,7 +204,7 @@ class OpenSession:
     sampling: SamplingParams
     stop: StopParams
     generated_token_ids: tuple[int, ...] = ()
-    verification: VerificationParams = VerificationParams()
+    verification: VerificationParams = EXACT
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ what it may be; what it returns needs no further checks.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
@@ -28,7 +29,10 @@ from common.errors import (
     UnavailableError,
 )
 from common.types import (
+    EXACT,
+    MAX_CANDIDATES,
     Draft,
+    DraftDistribution,
     FinishReason,
     GeneratedTokens,
     GenerateMode,
@@ -40,6 +44,8 @@ from common.types import (
     StepTiming,
     StopParams,
     Verdict,
+    VerificationMode,
+    VerificationParams,
 )
 from outrider.v1 import verifier_pb2 as pb
 
@@ -58,6 +64,12 @@ _FINISH_REASONS: dict[FinishReason | None, pb.FinishReason] = {
     FinishReason.STOP_STRING: pb.FINISH_REASON_STOP_STRING,
     FinishReason.MAX_NEW_TOKENS: pb.FINISH_REASON_MAX_NEW_TOKENS,
     FinishReason.CONTEXT_LENGTH: pb.FINISH_REASON_CONTEXT_LENGTH,
+}
+_VERIFICATION_MODES: dict[VerificationMode, pb.VerificationMode] = {
+    VerificationMode.COUPLED: pb.VERIFICATION_MODE_COUPLED,
+    VerificationMode.REJECTION: pb.VERIFICATION_MODE_REJECTION,
+    VerificationMode.RANK: pb.VERIFICATION_MODE_RANK,
+    VerificationMode.TYPICAL: pb.VERIFICATION_MODE_TYPICAL,
 }
 _MODES: dict[GenerateMode, pb.GenerateMode] = {
     GenerateMode.STOCK: pb.GENERATE_MODE_STOCK,
@@ -93,6 +105,10 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
             top_k=opening.sampling.top_k,
             top_p=opening.sampling.top_p,
             seed=opening.sampling.seed,
+            min_p=opening.sampling.min_p,
+            repetition_penalty=opening.sampling.repetition_penalty,
+            presence_penalty=opening.sampling.presence_penalty,
+            frequency_penalty=opening.sampling.frequency_penalty,
         ),
         stop=pb.StopParams(
             max_new_tokens=stop.max_new_tokens,
@@ -100,6 +116,7 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
             ignore_eos=stop.eos_token_ids == (),
             stop_strings=stop.stop_strings,
         ),
+        verification=_verification_to_proto(opening.verification),
     )
 
 
@@ -118,22 +135,66 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         generated_token_ids=_token_ids("generated_token_ids", message.generated_token_ids, limits),
         sampling=_sampling_from_proto(message.sampling),
         stop=_stop_from_proto(message.stop, limits),
+        verification=_verification_from_proto(message.verification),
     )
 
 
 def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
-    if not 0 <= message.temperature <= 100:
-        raise InvalidRequestError(
-            f"sampling.temperature is {message.temperature}; it must lie in [0, 100]"
-        )
-    if not 0 <= message.top_p <= 1:
-        raise InvalidRequestError(f"sampling.top_p is {message.top_p}; it must lie in [0, 1]")
     return SamplingParams(
-        temperature=message.temperature,
+        temperature=_within("sampling.temperature", message.temperature, 0, 100),
         top_k=message.top_k,
-        top_p=message.top_p or 1.0,
+        top_p=_within("sampling.top_p", message.top_p, 0, 1) or 1.0,
         seed=message.seed,
+        min_p=_within("sampling.min_p", message.min_p, 0, 1),
+        repetition_penalty=_within(
+            "sampling.repetition_penalty", message.repetition_penalty, 0, 100
+        )
+        or 1.0,
+        presence_penalty=_within("sampling.presence_penalty", message.presence_penalty, -100, 100),
+        frequency_penalty=_within(
+            "sampling.frequency_penalty", message.frequency_penalty, -100, 100
+        ),
     )
+
+
+def _within(field: str, value: float, low: float, high: float) -> float:
+    if not low <= value <= high:  # nor is NaN
+        raise InvalidRequestError(f"{field} is {value}; it must lie in [{low}, {high}]")
+    return value
+
+
+def _verification_to_proto(params: VerificationParams) -> pb.VerificationParams:
+    """Converts a rule; numbers of other modes are left out, and so is the exact rule itself."""
+    mode = params.mode
+    return pb.VerificationParams(
+        mode=None if mode is VerificationMode.COUPLED else _VERIFICATION_MODES[mode],
+        rank_threshold=params.rank_threshold if mode is VerificationMode.RANK else None,
+        typical_threshold=params.typical_threshold if mode is VerificationMode.TYPICAL else None,
+        typical_alpha=params.typical_alpha if mode is VerificationMode.TYPICAL else None,
+        gated=params.gated,
+    )
+
+
+def _verification_from_proto(message: pb.VerificationParams) -> VerificationParams:
+    mode = VerificationMode.COUPLED
+    if message.mode != pb.VERIFICATION_MODE_UNSPECIFIED:
+        mode = _lookup("verification.mode", _VERIFICATION_MODES, message.mode)
+    if mode is VerificationMode.RANK:
+        if message.rank_threshold < 1:
+            raise InvalidRequestError("verification.rank_threshold is 0; it must be at least 1")
+        return VerificationParams(mode, message.rank_threshold, gated=message.gated)
+    if mode is VerificationMode.TYPICAL:
+        threshold = _within("verification.typical_threshold", message.typical_threshold, 0, 1)
+        alpha = _within("verification.typical_alpha", message.typical_alpha, 0, 100)
+        if not threshold or not alpha:
+            raise InvalidRequestError(
+                f"verification.typical_threshold is {threshold} and typical_alpha {alpha}; "
+                "both must be above 0"
+            )
+        return VerificationParams(
+            mode, typical_threshold=threshold, typical_alpha=alpha, gated=message.gated
+        )
+    return VerificationParams(mode, gated=message.gated)
 
 
 def _stop_from_proto(message: pb.StopParams, limits: WireLimits) -> StopParams:
@@ -168,7 +229,22 @@ def draft_to_proto(draft: Draft) -> pb.VerifyRequest:
         epoch=draft.epoch,
         confirmed_token_ids=draft.confirmed_token_ids,
         draft_token_ids=draft.token_ids,
+        **_distributions_to_proto(draft.distributions),
     )
+
+
+def _distributions_to_proto(distributions: Sequence[DraftDistribution]) -> dict[str, Any]:
+    weights = [weight for one in distributions for weight in one.weights]
+    return {
+        "candidate_counts": [len(one.token_ids) for one in distributions],
+        "candidate_token_ids": [token for one in distributions for token in one.token_ids],
+        "candidate_weights": struct.pack(f"<{len(weights)}H", *weights),
+    }
+
+
+def distributions_bytes(distributions: Sequence[DraftDistribution]) -> int:
+    """Returns how many bytes of a serialized VerifyRequest these take."""
+    return pb.VerifyRequest(**_distributions_to_proto(distributions)).ByteSize()
 
 
 def draft_from_proto(message: pb.VerifyRequest, limits: WireLimits) -> Draft:
@@ -186,7 +262,44 @@ def draft_from_proto(message: pb.VerifyRequest, limits: WireLimits) -> Draft:
         epoch=message.epoch,
         token_ids=_token_ids("draft_token_ids", message.draft_token_ids, limits),
         confirmed_token_ids=_token_ids("confirmed_token_ids", message.confirmed_token_ids, limits),
+        distributions=_distributions_from_proto(message, limits),
     )
+
+
+def _distributions_from_proto(
+    message: pb.VerifyRequest, limits: WireLimits
+) -> tuple[DraftDistribution, ...]:
+    counts, guesses = message.candidate_counts, message.draft_token_ids
+    if not counts and not message.candidate_token_ids and not message.candidate_weights:
+        return ()
+    if len(counts) != len(guesses):
+        raise InvalidRequestError(
+            f"candidate_counts holds {len(counts)} numbers for {len(guesses)} draft_token_ids"
+        )
+    if not 1 <= min(counts) <= max(counts) <= MAX_CANDIDATES:
+        raise InvalidRequestError(
+            f"candidate_counts holds {min(counts)} to {max(counts)}; "
+            f"each must lie in [1, {MAX_CANDIDATES}]"
+        )
+    ids = _token_ids("candidate_token_ids", message.candidate_token_ids, limits)
+    total = sum(counts)
+    if len(ids) != total or len(message.candidate_weights) != 2 * total:
+        raise InvalidRequestError(
+            f"candidate_counts come to {total}, but there are {len(ids)} candidate_token_ids and "
+            f"{len(message.candidate_weights)} bytes of candidate_weights, two for each"
+        )
+    weights = struct.unpack(f"<{total}H", message.candidate_weights)
+    made, start = [], 0
+    for guess, count in zip(guesses, counts, strict=True):
+        own = DraftDistribution(ids[start : start + count], weights[start : start + count])
+        start += count
+        if guess not in own.token_ids or len(set(own.token_ids)) < count or not all(own.weights):
+            raise InvalidRequestError(
+                f"the candidates of guess {guess} must hold it, hold no id twice, and weigh at "
+                "least 1 each"
+            )
+        made.append(own)
+    return tuple(made)
 
 
 def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
@@ -264,7 +377,10 @@ def generate_from_proto(
     message: pb.GenerateRequest, limits: WireLimits
 ) -> tuple[GenerateMode, OpenSession]:
     """Converts and validates a request for a cloud arm."""
-    return _lookup("mode", _MODES, message.mode), open_from_proto(message.open, limits)
+    opening = open_from_proto(message.open, limits)
+    if opening.verification != EXACT:
+        raise InvalidRequestError("open.verification is set; a cloud arm verifies nothing")
+    return _lookup("mode", _MODES, message.mode), opening
 
 
 def generated_to_proto(tokens: GeneratedTokens) -> pb.GenerateResponse:
@@ -285,23 +401,30 @@ def generated_from_proto(message: pb.GenerateResponse) -> GeneratedTokens:
     )
 
 
-def score_to_proto(context: Sequence[int], token_ids: Sequence[int]) -> pb.ScoreRequest:
-    """Converts a request for the logits of `token_ids` after `context`."""
-    return pb.ScoreRequest(context_token_ids=context, token_ids=token_ids)
+def score_to_proto(
+    context: Sequence[int], token_ids: Sequence[int] = (), text: Sequence[int] = ()
+) -> pb.ScoreRequest:
+    """Converts a request for the logits of `token_ids` after `context`, and for those of a text."""
+    return pb.ScoreRequest(context_token_ids=context, token_ids=token_ids, text_token_ids=text)
 
 
 def score_from_proto(
     message: pb.ScoreRequest, limits: WireLimits, context_length: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Converts and validates a request for the logits of some tokens after a context."""
-    if not 1 <= len(message.context_token_ids) <= context_length:
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Converts and validates a request for what the target thinks after a context.
+
+    Returns the context, the candidates for the place after it, and the text that follows it.
+    """
+    length, text = len(message.context_token_ids), len(message.text_token_ids)
+    if not 1 <= length <= length + text <= context_length:
         raise InvalidRequestError(
-            f"context_token_ids holds {len(message.context_token_ids)} tokens; "
-            f"it must hold 1 to {context_length}"
+            f"context_token_ids holds {length} and text_token_ids {text} tokens; the first must "
+            f"hold at least 1 and both together at most {context_length}"
         )
     return (
         _token_ids("context_token_ids", message.context_token_ids, limits),
         _token_ids("token_ids", message.token_ids, limits),
+        _token_ids("text_token_ids", message.text_token_ids, limits),
     )
 
 

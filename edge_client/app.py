@@ -10,10 +10,18 @@ from dataclasses import dataclass
 from common import wire
 from common.config import Config, DecodingSection
 from common.errors import ConfigError
-from common.types import Peer, SamplingParams, ServerInfo, StopParams
-from edge_client.arms import Arm, build_arms
+from common.types import (
+    Peer,
+    SamplingParams,
+    ServerInfo,
+    StopParams,
+    VerificationMode,
+    VerificationParams,
+)
+from edge_client.arms import Arm, Drafting, build_arms
 from edge_client.draft_length import FixedDraftLength
 from edge_client.drafter import Drafter, EdgeModel
+from edge_client.policy import Doubt, DraftPolicy, Gate
 from edge_client.text import TextEncoder
 from edge_client.transport import CloudConnection
 
@@ -62,7 +70,7 @@ def assemble(
                 drafter=Drafter(model),
                 cloud=cloud,
                 server=info,
-                draft_length=_draft_length(config, info),
+                drafting=_drafting(config, info),
             ),
             cloud=cloud,
             server=info,
@@ -82,6 +90,10 @@ def sampling_params(decoding: DecodingSection) -> SamplingParams:
         temperature=decoding.temperature,
         top_k=decoding.top_k,
         top_p=decoding.top_p,
+        min_p=decoding.min_p,
+        repetition_penalty=decoding.repetition_penalty,
+        presence_penalty=decoding.presence_penalty,
+        frequency_penalty=decoding.frequency_penalty,
         # 32 bits: whole in every JSON reader, and short enough to type again.
         seed=secrets.randbits(32) if decoding.seed is None else decoding.seed,
     )
@@ -96,11 +108,36 @@ def stop_params(decoding: DecodingSection) -> StopParams:
     )
 
 
-def _draft_length(config: Config, server: ServerInfo | None) -> FixedDraftLength:
-    length = config.drafting.length
-    if length == "adaptive":
+def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
+    drafting, gate = config.drafting, config.gate
+    if drafting.length == "adaptive":
         raise ConfigError("drafting.length = 'adaptive' is not available; use a whole number")
-    return FixedDraftLength(length, length if server is None else server.max_draft_tokens)
+    most = drafting.length if server is None else server.max_draft_tokens
+    verification = verification_params(config)
+    drawn = verification.mode is VerificationMode.REJECTION
+    return Drafting(
+        FixedDraftLength(drafting.length, most),
+        DraftPolicy(
+            candidates=drafting.candidates if drawn else None,
+            min_confidence=drafting.confidence_threshold if drafting.stop == "confidence" else 0.0,
+            gate=None
+            if gate.kind == "none" or gate.threshold is None
+            else Gate(Doubt(gate.kind), gate.threshold),
+        ),
+        verification,
+    )
+
+
+def verification_params(config: Config) -> VerificationParams:
+    """Returns the rule by which guesses are judged."""
+    given = config.verification
+    return VerificationParams(
+        mode=VerificationMode(given.mode),
+        rank_threshold=given.rank_threshold,
+        typical_threshold=given.typical_threshold,
+        typical_alpha=given.typical_alpha,
+        gated=config.gate.kind != "none",
+    )
 
 
 def _server_peer(info: ServerInfo) -> Peer:

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from common.detokenizer import Detokenizer, HasBackend
 from common.errors import ConfigError, InternalError, PromptError
 from common.stopping import Stopper
-from common.types import GenerateMode, OpenSession, Peer, SamplingParams, ServerInfo, StopParams
+from common.types import (
+    EXACT,
+    GenerateMode,
+    OpenSession,
+    Peer,
+    SamplingParams,
+    ServerInfo,
+    StopParams,
+    VerificationParams,
+)
 from edge_client.draft_length import DraftLength
 from edge_client.link import Clock, Cloud
 from edge_client.loop import DraftSource, Step, check_agreement, speculate
+from edge_client.policy import PLAIN, DraftPolicy
 from edge_client.session import ClientSession
 
-__all__ = ["ARM_NAMES", "Arm", "GenerationRequest", "LocalModel", "Step", "build_arms"]
+__all__ = ["ARM_NAMES", "Arm", "Drafting", "GenerationRequest", "LocalModel", "Step", "build_arms"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +55,15 @@ class Arm(Protocol):
         when the server fails; steps already yielded stay valid.
         """
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """States how many guesses are made a round, how, and by which rule they are judged."""
+
+    length: DraftLength
+    policy: DraftPolicy = PLAIN
+    verification: VerificationParams = EXACT
 
 
 class LocalModel(DraftSource, Protocol):
@@ -102,8 +121,10 @@ class Edge:
         self.drafter.reset()
         history = list(request.prompt_token_ids)
         while stopper.finish_reason is None:
-            token_ids = self.drafter.draft(history, 1, request.sampling)
-            kept = stopper.push(token_ids)
+            drafted = self.drafter.draft(
+                history, 1, request.sampling, prompt_length=len(request.prompt_token_ids)
+            )
+            kept = stopper.push(drafted.token_ids)
             history += kept.token_ids
             yield Step(kept.token_ids, kept.text, kept.finish_reason)
 
@@ -145,13 +166,13 @@ class CloudAlone:
 
 @dataclass(frozen=True, slots=True)
 class Speculative:
-    """Drafts here and verifies in the cloud: the target's own text."""
+    """Drafts here and verifies in the cloud: the target's own text, unless a rule is lossy."""
 
     drafter: LocalModel
     cloud: Cloud
     peer: Peer
     rule: _Rule
-    draft_length: DraftLength
+    drafting: Drafting
     clock: Clock
     name: str = "speculative"
 
@@ -160,13 +181,15 @@ class Speculative:
         stopper = self.rule.stopper(request)
         self.drafter.reset()
         session = ClientSession(request.prompt_token_ids)
-        with self.cloud.open(_opening(self.peer, request)) as stream:
+        opening = replace(_opening(self.peer, request), verification=self.drafting.verification)
+        with self.cloud.open(opening) as stream:
             yield from speculate(
                 session,
                 self.drafter,
                 stream,
                 stopper,
-                self.draft_length,
+                self.drafting.length,
+                self.drafting.policy,
                 request.sampling,
                 self.clock,
             )
@@ -187,7 +210,7 @@ def build_arms(
     drafter: LocalModel | None,
     cloud: Cloud | None,
     server: ServerInfo | None,
-    draft_length: DraftLength,
+    drafting: Drafting,
     clock: Clock = time.monotonic_ns,
 ) -> dict[str, Arm]:
     """Builds the named arms, in the order named.
@@ -204,7 +227,7 @@ def build_arms(
             "cloud_optimized", GenerateMode.OPTIMIZED, *_reach(cloud, peer, tokenizer, server)
         ),
         "speculative": lambda: Speculative(
-            _drafter(drafter), *_reach(cloud, peer, tokenizer, server), draft_length, clock
+            _drafter(drafter), *_reach(cloud, peer, tokenizer, server), drafting, clock
         ),
     }
     for name in names:

@@ -225,6 +225,14 @@ def _decoding() -> argparse.ArgumentParser:
     )
     group.add_argument("--top-p", type=float, metavar="P", help=help_for("top_p", "1 is all"))
     group.add_argument("--top-k", type=int, metavar="K", help=help_for("top_k", "0 is all"))
+    group.add_argument("--min-p", type=float, metavar="P", help=help_for("min_p", "0 is all"))
+    for kind, what in (
+        ("repetition", "over prompt and output, 1 is none"),
+        ("presence", "over the output, once a token, 0 is none"),
+        ("frequency", "over the output, each time, 0 is none"),
+    ):
+        key = f"{kind}_penalty"
+        group.add_argument(f"--{kind}-penalty", type=float, metavar="X", help=help_for(key, what))
     group.add_argument(
         "--seed", type=int, metavar="S", help="default: drawn and reported (decoding.seed)"
     )

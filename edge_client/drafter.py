@@ -12,9 +12,11 @@ from common import PROTOCOL_VERSION
 from common.lm.loading import load
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
-from common.lm.sampling import choose
+from common.lm.sampling import Context, is_greedy
 from common.lm.threads import set_threads
-from common.types import Peer, SamplingParams
+from common.types import DraftDistribution, Peer, SamplingParams
+from edge_client.guess import confidence, coupled_guess, drawn_guess, is_sure
+from edge_client.policy import PLAIN, Drafted, DraftPolicy
 
 PREFILL_CHUNK = 512
 """Tokens one forward takes in of a long history."""
@@ -86,24 +88,38 @@ class Drafter:
         history: Sequence[int],
         count: int,
         sampling: SamplingParams,
+        *,
+        prompt_length: int,
         ends: Collection[int] = (),
-    ) -> tuple[int, ...]:
-        """Guesses the `count` tokens that follow `history`.
+        policy: DraftPolicy = PLAIN,
+    ) -> Drafted:
+        """Guesses at most `count` tokens that follow `history`, a prompt first.
 
-        Fewer where the context ends, and none after one of `ends`: no output goes on there.
-        The choice uses the target's noise for the same position, so equal models guess
-        right at any temperature. `history` has at least one token.
+        Fewer where the context ends or the policy says so, and none after one of `ends`:
+        no output goes on there. `history` has at least one token.
         """
         end = min(len(history) + count, self.context_length)
-        guesses: list[int] = []
-        unseen = list(history)
-        for position in range(len(history), end):
-            logits = self._extend(unseen) if guesses else self._follow(unseen)
-            guesses += choose(logits, [position], [sampling])
-            if guesses[-1] in ends:
+        tokens = list(history)
+        distributions: list[DraftDistribution] = []
+        sure = policy.gate is not None
+        while len(tokens) < end:
+            logits = (
+                self._extend(tokens[-1:]) if len(tokens) > len(history) else self._follow(tokens)
+            )
+            context = Context(tokens, len(tokens), prompt_length)
+            if policy.candidates is None or is_greedy(sampling):
+                guess = coupled_guess(logits, context, sampling)
+            else:
+                guess, origin = drawn_guess(logits, context, sampling, policy.candidates)
+                distributions.append(origin)
+            tokens.append(guess)
+            sure = sure and policy.gate is not None and is_sure(policy.gate, logits, guess)
+            if guess in ends:
                 break
-            unseen = guesses[-1:]
-        return tuple(guesses)
+            if policy.min_confidence and confidence(logits, guess) < policy.min_confidence:
+                break
+        guesses = tuple(tokens[len(history) :])
+        return Drafted(guesses, tuple(distributions), sure and bool(guesses))
 
     def _follow(self, history: list[int]) -> torch.Tensor:
         """Brings the cache in step and returns the logits `[1, vocab]` after the last token."""

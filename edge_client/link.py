@@ -22,13 +22,15 @@ class Answer:
 
     `elapsed_ns` runs on the client's clock from just before the draft was sent to
     just after its verdict was received; `bytes_up` and `bytes_down` belong to this
-    round, the opening of the session to the first.
+    round, the opening of the session to the first. `draft_probabilities_bytes` is the
+    part of `bytes_up` that says what guesses were drawn from, None where nothing does.
     """
 
     verdict: Verdict
     elapsed_ns: int
     bytes_up: int
     bytes_down: int
+    draft_probabilities_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

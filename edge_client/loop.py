@@ -11,6 +11,7 @@ from common.stopping import Kept, Stopper
 from common.types import FinishReason, SamplingParams, StepTiming
 from edge_client.draft_length import DraftLength
 from edge_client.link import Clock, VerifyStream
+from edge_client.policy import PLAIN, Drafted, DraftPolicy
 from edge_client.session import ClientSession
 
 
@@ -19,9 +20,10 @@ class Step:
     """Is one arrival of output tokens: a round, a streamed piece, or one local decode step.
 
     A round that mends a mismatch brings no tokens. What does not apply to an arm is
-    None: `elapsed_ns` (see link.py), `timing` and the bytes for `edge`; the drafts
-    for all arms but `speculative`. `text` is what these tokens made certain, not
-    their own: a half character, or what may begin a stop string, waits.
+    None: `elapsed_ns` (see link.py), `timing` and the bytes for `edge`; the drafts and
+    `asked` for all arms but `speculative`. A block that the gate let pass was not
+    `asked` about: it is no round, and nobody accepted it. `text` is what these tokens
+    made certain, not their own: a half character, or what may begin a stop string, waits.
     """
 
     token_ids: tuple[int, ...]
@@ -46,9 +48,15 @@ class DraftSource(Protocol):
         history: Sequence[int],
         count: int,
         sampling: SamplingParams,
+        *,
+        prompt_length: int,
         ends: Collection[int] = (),
-    ) -> tuple[int, ...]:
-        """Guesses at most `count` tokens that follow `history`, and none after one of `ends`."""
+        policy: DraftPolicy = PLAIN,
+    ) -> Drafted:
+        """Guesses at most `count` tokens that follow `history`, a prompt first.
+
+        None after one of `ends`.
+        """
         ...
 
 
@@ -58,20 +66,40 @@ def speculate(
     stream: VerifyStream,
     stopper: Stopper,
     draft_length: DraftLength,
+    policy: DraftPolicy,
     sampling: SamplingParams,
     clock: Clock,
 ) -> Iterator[Step]:
-    """Yields the target's own text, a round at a time.
+    """Yields text that the target confirmed, a round at a time.
 
     The stream is open already: the server takes the prompt in while the first draft is made.
     """
     while stopper.finish_reason is None:
         started = clock()
-        count = draft_length.next(stopper.remaining)
-        guesses = drafter.draft(session.history, count, sampling, stopper.eos_token_ids)
+        drafted = drafter.draft(
+            session.history,
+            draft_length.next(stopper.remaining),
+            sampling,
+            prompt_length=session.prompt_length,
+            ends=stopper.eos_token_ids,
+            policy=policy,
+        )
         draft_ns = clock() - started
 
-        stream.send(session.next_draft(guesses))
+        if drafted.sure:
+            kept = stopper.push(drafted.token_ids)
+            session.commit(kept.token_ids)
+            yield Step(
+                token_ids=kept.token_ids,
+                text=kept.text,
+                finish_reason=kept.finish_reason,
+                draft_ns=draft_ns,
+                num_draft_tokens=len(drafted.token_ids),
+                asked=False,
+            )
+            continue
+
+        stream.send(session.next_draft(drafted.token_ids, drafted.distributions))
         answer = stream.receive()
 
         settled = session.apply(answer.verdict)
@@ -88,6 +116,8 @@ def speculate(
             timing=answer.verdict.timing,
             bytes_up=answer.bytes_up,
             bytes_down=answer.bytes_down,
+            asked=True,
+            draft_probabilities_bytes=answer.draft_probabilities_bytes,
         )
 
 

@@ -1,11 +1,12 @@
 """The client's half of a session as a pure state machine: values in, values out.
 
-    READY ──next_draft──> WAITING ──VERIFIED, MISMATCH──> READY
+    READY ──next_draft──> WAITING ──VERIFIED, MISMATCH──> READY ──commit──> READY
                              └──VERIFIED with a finish reason──> FINISHED
 
 The client holds every token, so the server's copy is only a cache: `_held` is how
 far it is known to reach, and each draft starts there. When the server has lost
-some (MISMATCH), `_held` falls back and the next draft carries what is missing.
+some (MISMATCH), `_held` falls back, and when the client commits some without asking,
+`_held` stays: the next draft carries what is missing.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import enum
 from dataclasses import dataclass
 
 from common.errors import InternalError
-from common.types import Draft, FinishReason, Outcome, Verdict
+from common.types import Draft, DraftDistribution, FinishReason, Outcome, Verdict
 
 
 class State(enum.Enum):
     """Says which event may come next; any other raises InternalError and changes nothing."""
 
-    READY = "ready"  # nothing is in flight: next_draft
+    READY = "ready"  # nothing is in flight: next_draft or commit
     WAITING = "waiting"  # a draft is in flight: apply, with its verdict
     FINISHED = "finished"  # the generation is over: nothing
 
@@ -43,7 +44,7 @@ class ClientSession:
     """Knows all tokens of one session, and what to send next."""
 
     def __init__(self, prompt_token_ids: tuple[int, ...]) -> None:
-        self._prompt_length = len(prompt_token_ids)
+        self.prompt_length = len(prompt_token_ids)
         self._history = list(prompt_token_ids)
         self._held = len(prompt_token_ids)  # history[:_held] is what the server has
         self._step_id = 0
@@ -69,7 +70,14 @@ class ClientSession:
         """The number of rejections so far."""
         return self._epoch
 
-    def next_draft(self, token_ids: tuple[int, ...]) -> Draft:
+    def commit(self, token_ids: tuple[int, ...]) -> None:
+        """Takes tokens that no target has judged; the server learns of them with the next draft."""
+        self._expect(State.READY, "tokens were committed")
+        self._history += token_ids
+
+    def next_draft(
+        self, token_ids: tuple[int, ...], distributions: tuple[DraftDistribution, ...] = ()
+    ) -> Draft:
         """Makes the message that asks for a check of these guesses, which follow `history`."""
         self._expect(State.READY, "a draft was made")
         self._step_id += 1
@@ -79,6 +87,7 @@ class ClientSession:
             epoch=self._epoch,
             token_ids=token_ids,
             confirmed_token_ids=tuple(self._history[self._held :]),
+            distributions=distributions,
         )
         return self._in_flight
 
@@ -98,10 +107,10 @@ class ClientSession:
 
     def _fall_back(self, draft: Draft, verdict: Verdict) -> Round:
         # Strictly backwards, or two ends that disagree would resend for ever.
-        if not self._prompt_length <= verdict.position < draft.position:
+        if not self.prompt_length <= verdict.position < draft.position:
             raise _broken(
                 verdict,
-                f"a mismatch must lie in [{self._prompt_length}, {draft.position})",
+                f"a mismatch must lie in [{self.prompt_length}, {draft.position})",
             )
         self._held = verdict.position
         self._in_flight = None

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -122,16 +123,31 @@ class CloudConnection:
 
     def score(self, context: Sequence[int], token_ids: Sequence[int]) -> tuple[float, ...]:
         """Asks for the target's logits of `token_ids` after `context`, outside any session."""
-        request = wire.score_to_proto(context, token_ids)
+        answer = self._score(wire.score_to_proto(context, token_ids=token_ids))
+        return self._as_many("tokens", answer.logits, token_ids)
+
+    def text_logprobs(self, context: Sequence[int], text: Sequence[int]) -> tuple[float, ...]:
+        """Asks for the log-probability, in nats, of each token of a text after `context`.
+
+        At temperature 1 and untruncated, outside any session.
+        """
+        answer = self._score(wire.score_to_proto(context, text=text))
+        return self._as_many("tokens of a text", answer.text_logprobs, text)
+
+    def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         try:
-            answer = self._stub.Score(request, timeout=self._network.round_timeout_s)
+            return self._stub.Score(request, timeout=self._network.round_timeout_s)
         except grpc.RpcError as error:
             raise error_from_call(error, self.address) from error
-        if len(answer.logits) != len(token_ids):
+
+    def _as_many(
+        self, what: str, scores: Sequence[float], asked: Sequence[int]
+    ) -> tuple[float, ...]:
+        if len(scores) != len(asked):
             raise InternalError(
-                f"server {self.address} scored {len(answer.logits)} tokens of {len(token_ids)}"
+                f"server {self.address} scored {len(scores)} {what} of {len(asked)}"
             )
-        return tuple(answer.logits)
+        return tuple(scores)
 
     @contextmanager
     def open(self, opening: OpenSession) -> Iterator[SessionStream]:
@@ -158,6 +174,15 @@ class CloudConnection:
                 started, bytes_up = arrived, 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """Is a draft in flight: when it was sent, its bytes, and of those the probabilities'."""
+
+    at_ns: int
+    size: int
+    probabilities: int | None
+
+
 class SessionStream:
     """Is one open session."""
 
@@ -172,7 +197,7 @@ class SessionStream:
         self._requests = requests
         self._responses = responses
         self._clock = clock
-        self._sent: deque[tuple[int, int]] = deque()  # (when, bytes) of drafts in flight
+        self._sent: deque[_Sent] = deque()  # drafts in flight
         self._opened = False
         message = pb.SessionRequest(open=wire.open_to_proto(opening))
         self._opening_bytes = _size(message)
@@ -181,7 +206,10 @@ class SessionStream:
     def send(self, draft: Draft) -> None:
         """Sends a draft and does not wait."""
         message = pb.SessionRequest(verify=wire.draft_to_proto(draft))
-        self._sent.append((self._clock(), _size(message)))
+        probabilities = None
+        if draft.distributions:
+            probabilities = wire.distributions_bytes(draft.distributions)
+        self._sent.append(_Sent(self._clock(), _size(message), probabilities))
         self._requests.put(message)
 
     def receive(self) -> Answer:
@@ -193,12 +221,13 @@ class SessionStream:
             self._opened = True
         message = self._next("verdict")
         arrived = self._clock()
-        sent, size = self._sent.popleft()
+        sent = self._sent.popleft()
         return Answer(
             verdict=wire.verdict_from_proto(message.verdict),
-            elapsed_ns=arrived - sent,
-            bytes_up=bytes_up + size,
+            elapsed_ns=arrived - sent.at_ns,
+            bytes_up=bytes_up + sent.size,
             bytes_down=bytes_down + _size(message),
+            draft_probabilities_bytes=sent.probabilities,
         )
 
     def _next(self, kind: str) -> pb.SessionResponse:
