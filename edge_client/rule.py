@@ -71,13 +71,19 @@ class Rule:
     @property
     def losses(self) -> tuple[str, ...]:
         """What makes the text another than the target's, as predicates; none when nothing does."""
-        found = []
-        if not VerificationMode(self.mode).lossless:
-            found.append(f"verified by {self.verified_by}: its text is not the target's own")
-        if self.gate is not None:
-            found.append(f"commits tokens without asking ({self.gated_by})")
-        return tuple(found)
+        gated = () if self.gate is None else (f"commits tokens without asking ({self.gated_by})",)
+        return self.mode_losses + gated
 
+    @property
+    def mode_losses(self) -> tuple[str, ...]:
+        """Those of the mode alone, which do not depend on how often the gate let pass."""
+        if VerificationMode(self.mode).lossless:
+            return ()
+        return (f"verified by {self.verified_by}: its text is not the target's own",)
+
+
+EXACT = Rule()
+"""The rule where nothing is configured: a guess passes while it is the target's own choice."""
 
 _GATES = {"entropy": ("<=", " nats"), "margin": (">=", ""), "logprob": (">=", " nats")}
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from edge_client.experiments.records import Column, Counts, Record
+from edge_client.experiments.columns import Column
+from edge_client.experiments.records import Counts, Record
 
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.types import StepTiming
+from edge_client.experiments.columns import StepColumns, columns
 from edge_client.experiments.quality import Quality
 from edge_client.loop import Step
 from edge_client.rule import Promise, Rule
@@ -26,7 +26,6 @@ _NS_PER_S = 1e9
 _NS_PER_MS = 1e6
 
 Counts = tuple[int, ...]
-Column = tuple[int | None, ...] | None  # `asked` holds truth values
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,31 +56,6 @@ class Unit:
     draft_dtype: str | None
     target_dtype: str | None
     verification: Rule | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StepColumns:
-    """Keeps the raw steps of a record, one entry a step in each column.
-
-    A column is None where no step has a value; times are whole nanoseconds.
-    """
-
-    arrival_ns: Column
-    num_tokens: Column
-    elapsed_ns: Column
-    draft_ns: Column
-    num_draft_tokens: Column
-    num_accepted_tokens: Column
-    queued_ns: Column
-    batched_ns: Column
-    computed_ns: Column
-    total_ns: Column
-    busy_ns: Column
-    forward_passes: Column
-    step_sessions: Column
-    step_tokens: Column
-    asked: Column
-    draft_probabilities_bytes: Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +201,7 @@ def record_from_steps(
         **(_asking(rounds, unasked) if drafts else {}),
         draft_probabilities_bytes=_total(step.draft_probabilities_bytes for step in steps),
         **({} if quality is None else dataclasses.asdict(quality)),
-        steps=_columns(steps, arrivals_ns),
+        steps=columns(steps, arrivals_ns),
     )
 
 
@@ -304,31 +278,3 @@ def _reached(counts: Sequence[int], positions: int) -> Counts:
 def _total(values: Iterable[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def _columns(steps: Sequence[Step], arrivals_ns: Sequence[int]) -> StepColumns:
-    def column(read: Callable[[Step], int | None]) -> Column:
-        values = tuple(read(step) for step in steps)
-        return values if any(value is not None for value in values) else None
-
-    def timing(read: Callable[[StepTiming], int]) -> Column:
-        return column(lambda step: None if step.timing is None else read(step.timing))
-
-    return StepColumns(
-        arrival_ns=tuple(arrivals_ns),
-        num_tokens=column(lambda step: len(step.token_ids)),
-        elapsed_ns=column(lambda step: step.elapsed_ns),
-        draft_ns=column(lambda step: step.draft_ns),
-        num_draft_tokens=column(lambda step: step.num_draft_tokens),
-        num_accepted_tokens=column(lambda step: step.num_accepted_tokens),
-        queued_ns=timing(lambda t: t.queued_ns),
-        batched_ns=timing(lambda t: t.batched_ns),
-        computed_ns=timing(lambda t: t.computed_ns),
-        total_ns=timing(lambda t: t.total_ns),
-        busy_ns=timing(lambda t: t.busy_ns),
-        forward_passes=timing(lambda t: t.forward_passes),
-        step_sessions=timing(lambda t: t.step_sessions),
-        step_tokens=timing(lambda t: t.step_tokens),
-        asked=column(lambda step: step.asked),
-        draft_probabilities_bytes=column(lambda step: step.draft_probabilities_bytes),
-    )
