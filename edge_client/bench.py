@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +13,16 @@ from common.errors import OutriderError
 from common.lm.precision import dtype_name
 from edge_client.app import assemble, sampling_params, stop_params
 from edge_client.experiments.environment import ModelFacts, describe_environment
+from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
-from edge_client.terminal import note, warn_of_dtypes
+from edge_client.rule import Promise, rule_of
+from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 from edge_client.transport import CloudConnection
 
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """Is what the command line asks for."""
+    """Is what the command line asks for; `score` has the target judge every text."""
 
     draft: str
     server: str | None
@@ -28,6 +31,7 @@ class BenchOptions:
     limit: int | None
     repeats: int
     out: Path | None
+    score: bool
 
 
 def bench(options: BenchOptions, config: Config) -> int:
@@ -39,6 +43,13 @@ def bench(options: BenchOptions, config: Config) -> int:
         out=options.out,
         limit=options.limit,
         repeats=options.repeats,
+        rule=rule_of(config),
+    )
+    splits = SPLIT in options.arms
+    if splits:
+        warn_of_losses(plan.rule)
+    score = options.score or (
+        splits and plan.rule.promise(plan.sampling.temperature) is not Promise.TOKENS
     )
     with assemble(config, draft=options.draft, server=options.server, arms=options.arms) as parts:
         loaded = parts.model.loaded
@@ -67,6 +78,11 @@ def bench(options: BenchOptions, config: Config) -> int:
             ),
             echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
+            text_nats=(
+                partial(text_nats, parts.cloud, parts.server.context_length)
+                if score and parts.cloud is not None and parts.server is not None
+                else None
+            ),
         )
     print(result.table)
     print(result.report)
@@ -88,3 +104,18 @@ def _logit_gap(
     except OutriderError:
         return None  # the server may be gone by now, and the summary is still wanted
     return ours - theirs
+
+
+def text_nats(
+    cloud: CloudConnection,
+    context_length: int,
+    prompt_token_ids: Sequence[int],
+    output_token_ids: Sequence[int],
+) -> float | None:
+    """Asks how unlikely the target finds a whole output, in nats; None when it cannot say."""
+    if len(prompt_token_ids) + len(output_token_ids) > context_length:
+        return None
+    try:
+        return -math.fsum(cloud.text_logprobs(prompt_token_ids, output_token_ids))
+    except OutriderError:
+        return None  # as above

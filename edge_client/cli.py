@@ -78,6 +78,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             limit=options.limit,
             repeats=options.repeats,
             out=options.out,
+            score=options.score,
         ),
         config,
     )
@@ -154,6 +155,12 @@ def _parser() -> argparse.ArgumentParser:
         "--repeats", type=_positive, default=1, metavar="R", help="default: %(default)s"
     )
     bench.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the time of day")
+    bench.add_argument(
+        "--score",
+        action="store_true",
+        help="ask the target how probable it finds every text (always done where the rule "
+        "of verification allows another text than its own)",
+    )
     bench.set_defaults(run=_bench)
 
     ping = commands.add_parser(

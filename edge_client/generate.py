@@ -12,8 +12,9 @@ from common.config import Config
 from common.errors import OutriderError
 from edge_client.app import Assembly, assemble, sampling_params, stop_params
 from edge_client.arms import GenerationRequest, Step
+from edge_client.rule import rule_of
 from edge_client.stats import Conditions, one_line, summarise
-from edge_client.terminal import note, warn_of_dtypes
+from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,8 @@ def generate(options: GenerateOptions, config: Config) -> int:
     with assemble(config, draft=options.draft, server=options.server, arms=[options.arm]) as parts:
         conditions = _conditions(options.arm, config, parts)
         warn_of_dtypes(conditions.draft_dtype, conditions.target_dtype)
+        if conditions.verification is not None:
+            warn_of_losses(conditions.verification)
         request = GenerationRequest(
             _encode(options, parts), conditions.sampling, stop_params(config.decoding)
         )
@@ -115,4 +118,5 @@ def _conditions(arm: str, config: Config, parts: Assembly) -> Conditions:
         sampling=sampling_params(config.decoding),
         draft_dtype=parts.model.peer.dtype if drafts else None,
         target_dtype=parts.server.dtype if asks and parts.server is not None else None,
+        verification=rule_of(config) if arm == "speculative" else None,
     )

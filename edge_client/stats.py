@@ -13,22 +13,28 @@ from typing import Any
 from common.types import SamplingParams
 from edge_client.arms import Step
 from edge_client.experiments.records import Unit, record_from_steps
+from edge_client.rule import Rule
 
 # What only makes sense beside other records, or stands beside `stats` already.
 _LEFT_OUT = frozenset(
     {"run_id", "prompt_id", "turn", "category", "repeat", "order", "error", "schema_version"}
     | {"prompt_token_ids", "output_token_ids", "text", "finish_reason", "steps"}
+    | {"target_nll", "chrf", "bleu", "rouge_l"}  # asked for, and compared, by bench alone
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """States under what a generation ran; a dtype is None where the arm has no such model."""
+    """States under what a generation ran.
+
+    A dtype is None where the arm has no such model, `verification` where it verifies nothing.
+    """
 
     arm: str
     sampling: SamplingParams
     draft_dtype: str | None
     target_dtype: str | None
+    verification: Rule | None = None
 
 
 def summarise(
@@ -56,6 +62,7 @@ def summarise(
         temperature=conditions.sampling.temperature,
         draft_dtype=conditions.draft_dtype,
         target_dtype=conditions.target_dtype,
+        verification=conditions.verification,
     )
     fields = asdict(record_from_steps(unit, prompt_token_ids, steps, arrivals_ns))
     sessions = [step.timing.step_sessions for step in steps if step.timing is not None]
@@ -77,6 +84,10 @@ def one_line(stats: dict[str, Any]) -> str:
     if stats["acceptance_rate"] is not None:
         parts.append(f"{stats['acceptance_rate']:.0%} of drafts accepted")
         parts.append(f"{stats['mean_accepted_length']:.2f} tokens a round")
+    if stats["num_unverified_tokens"]:
+        parts.append(f"{stats['num_unverified_tokens']} tokens committed without asking")
+    if stats["lossless"] is False:
+        parts.append("LOSSY")
     if stats["rtt_ms"] is not None:
         parts.append(f"round trip p50 {stats['rtt_ms']['p50']:.1f} ms")
     return ", ".join(parts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from operator import eq
 from typing import Any
 
 from edge_client.experiments.bootstrap import Bootstrap
 from edge_client.experiments.records import Record
 from edge_client.experiments.statistics import by_prompt
+from edge_client.rule import Promise
 
 LogitGap = Callable[[Sequence[int], Sequence[int], int, int], float | None]
 """Returns how much the target's logit of the first token exceeds that of the second,
@@ -19,6 +21,7 @@ Called as (prompt_token_ids, shared_output_token_ids, token_a, token_b).
 """
 
 Place = tuple[str, int, int]  # prompt, turn, repeat
+Pair = tuple[Record, Record]
 
 
 def ratios(records: Mapping[str, Sequence[Record]], bootstrap: Bootstrap) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def ratios(records: Mapping[str, Sequence[Record]], bootstrap: Bootstrap) -> dic
     """
     compared: dict[str, Any] = {arm: {} for arm in records}
     for arm, against in itertools.permutations(records, 2):
-        pairs = _paired(records[arm], records[against])
+        pairs = paired(records[arm], records[against])
         values = {
             metric: [ratio for pair in pairs.values() if (ratio := _ratio(pair, read)) is not None]
             for metric, read in _METRICS.items()
@@ -43,7 +46,7 @@ def ratios(records: Mapping[str, Sequence[Record]], bootstrap: Bootstrap) -> dic
 def paired_ratios(arm: Sequence[Record], against: Sequence[Record]) -> dict[str, float]:
     """Returns each prompt's ratio of tokens/s."""
     read = _METRICS["tokens_per_s"]
-    found = {p: _ratio(pair, read) for p, pair in _paired(arm, against).items()}
+    found = {p: _ratio(pairs, read) for p, pairs in paired(arm, against).items()}
     return {prompt: ratio for prompt, ratio in found.items() if ratio is not None}
 
 
@@ -53,11 +56,11 @@ def exact_match(
     """Returns, for every pair of arms, on how many prompts all tokens are equal, and where not.
 
     A prompt is equal when every turn and repeat is. The gap is asked for only
-    where both arms had the same prompt tokens and both used the target.
+    where both arms had the same prompt tokens and promise the target's own.
     """
     table = []
     for first, second in itertools.combinations(records, 2):
-        pairs = _paired(records[first], records[second])
+        pairs = paired(records[first], records[second])
         mismatches = [
             _mismatch(a, b, logit_gap)
             for group in pairs.values()
@@ -78,11 +81,12 @@ def exact_match(
 
 def _mismatch(a: Record, b: Record, logit_gap: LogitGap | None) -> dict[str, Any]:
     ours, theirs = a.output_token_ids or (), b.output_token_ids or ()
-    shared = sum(1 for _ in _equal_start(ours, theirs))
+    shared = equal_start(ours, theirs)
     here = [tokens[shared] if shared < len(tokens) else None for tokens in (ours, theirs)]
     same_prompt = a.prompt_token_ids == b.prompt_token_ids
     gap = None
-    if logit_gap is not None and same_prompt and a.target_dtype and b.target_dtype:
+    promised = all(record.promise is Promise.TOKENS for record in (a, b))
+    if logit_gap is not None and same_prompt and promised:
         token_a, token_b = here
         if token_a is not None and token_b is not None:
             gap = logit_gap(a.prompt_token_ids or (), ours[:shared], token_a, token_b)
@@ -97,16 +101,12 @@ def _mismatch(a: Record, b: Record, logit_gap: LogitGap | None) -> dict[str, Any
     }
 
 
-def _equal_start(ours: Sequence[int], theirs: Sequence[int]) -> Iterator[int]:
-    for mine, other in zip(ours, theirs, strict=False):
-        if mine != other:
-            return
-        yield mine
+def equal_start(ours: Sequence[int], theirs: Sequence[int]) -> int:
+    """Returns how many tokens two outputs share from their start."""
+    return sum(1 for _ in itertools.takewhile(bool, map(eq, ours, theirs)))
 
 
-def _paired(
-    first: Sequence[Record], second: Sequence[Record]
-) -> dict[str, list[tuple[Record, Record]]]:
+def paired(first: Sequence[Record], second: Sequence[Record]) -> dict[str, list[Pair]]:
     """Returns by prompt the pairs of whole records of the same turn and repeat."""
     theirs = {_place(record): record for record in second if record.error is None}
     whole = [r for r in first if r.error is None and _place(r) in theirs]
@@ -118,7 +118,7 @@ def _place(record: Record) -> Place:
 
 
 def _ratio(
-    pairs: Sequence[tuple[Record, Record]],
+    pairs: Sequence[Pair],
     read: Callable[[Sequence[Record]], float | None],
 ) -> float | None:
     above, below = read([a for a, _ in pairs]), read([b for _, b in pairs])

@@ -16,7 +16,10 @@ from common.types import ServerInfo
 from edge_client.experiments.granted import granted_cores, granted_memory
 from edge_client.experiments.records import percentiles
 
-PACKAGES = ("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy")
+PACKAGES = (
+    *("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy"),
+    *("sacrebleu", "rouge-score"),
+)
 ECHO_COUNT = 20
 _ECHO_WARM_UP = 3
 _GIT_TIMEOUT_S = 10.0

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from common.errors import InternalError, OutriderError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
 from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
+from edge_client.experiments.quality import Quality, QualityMetrics
 from edge_client.experiments.records import Record, Unit, error_record, record_from_steps
 from edge_client.loop import Step
+from edge_client.rule import Rule
 
 NOT_RUN = "NOT_RUN"  # the reason of a turn that could not be asked, for one before it had failed
 _WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})
@@ -22,8 +24,8 @@ _WITHOUT_TARGET = frozenset({"edge"})
 class Execution:
     """Is everything that the generations of one run share.
 
-    `clock` returns nanoseconds of one monotonic clock; `announce` hears what is
-    about to run.
+    `rules` has the rule of each arm that verifies; `metrics` None leaves texts
+    uncompared with their references; `clock` returns nanoseconds of one monotonic clock.
     """
 
     run_id: str
@@ -36,6 +38,8 @@ class Execution:
     draft_dtype: str | None
     target_dtype: str | None
     clock: Callable[[], int]
+    rules: Mapping[str, Rule] = field(default_factory=dict)
+    metrics: QualityMetrics | None = None
 
     @property
     def planned_records(self) -> int:
@@ -52,7 +56,10 @@ class Execution:
                 pass
 
     def records(self, announce: Callable[[str], None]) -> Iterator[Record]:
-        """Yields a record for each generation, the arms of a prompt in balanced order."""
+        """Yields a record for each generation, the arms of a prompt in balanced order.
+
+        `announce` hears what is about to run.
+        """
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
@@ -92,7 +99,15 @@ class Execution:
                 raise InternalError("the arm's output ended without a finish reason")
         except OutriderError as error:
             return error_record(unit, token_ids, f"{error.reason}: {error}")
-        return record_from_steps(unit, token_ids, steps, arrivals)
+        return record_from_steps(
+            unit, token_ids, steps, arrivals, self._quality(prompt, unit, steps)
+        )
+
+    def _quality(self, prompt: Prompt, unit: Unit, steps: Sequence[Step]) -> Quality | None:
+        references = prompt.references_of(unit.turn)
+        if self.metrics is None or not references:
+            return None
+        return self.metrics.against("".join(step.text for step in steps), references)
 
     def _request(self, token_ids: tuple[int, ...]) -> GenerationRequest:
         return GenerationRequest(token_ids, self.sampling, self.stop)
@@ -110,4 +125,5 @@ class Execution:
             temperature=self.sampling.temperature,
             draft_dtype=None if arm in _WITHOUT_DRAFT else self.draft_dtype,
             target_dtype=None if arm in _WITHOUT_TARGET else self.target_dtype,
+            verification=self.rules.get(arm),
         )

@@ -1,30 +1,19 @@
-"""The figures a person reads, in words and cells; the terminal and the page show the same ones."""
+"""What a person reads first: whether splitting pays, and whose text it was."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from edge_client.experiments.summary import REFERENCES, identical_to
+from edge_client.rule import Promise
 
 Summary = Mapping[str, Any]
-Numbers = Mapping[str, Any]
 
-NONE = "–"
 SPLIT = "speculative"
 BASELINES = tuple(reversed(REFERENCES))  # what splitting is judged against, best first
 FEWEST_PROMPTS = 6  # fewer cannot be significant at 5 %: 2 * 0.5**n, the sign test, is above it
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Is one line of the arm table."""
-
-    label: str
-    unit: str
-    meaning: str
-    cells: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,33 +25,6 @@ class Answer:
     against: str | None
     sentence: str
     work: str | None
-
-
-def arm_rows(summary: Summary) -> list[Row]:
-    """Returns the rows that at least one arm has a figure for."""
-    rows = [
-        Row(label, unit, meaning, {arm: cell(n) for arm, n in summary["arms"].items()})
-        for label, unit, meaning, cell in _ROWS
-    ]
-    if summary["reference"] is not None and len(summary["arms"]) > 1:
-        rows.append(
-            Row(
-                f"identical to {summary['reference']}",
-                "",
-                "prompts of which every output token is equal",
-                {arm: _identical(summary, arm) for arm in summary["arms"]},
-            )
-        )
-    if any(numbers["errors"] for numbers in summary["arms"].values()):
-        rows.append(
-            Row(
-                "failed",
-                "",
-                "generations that ended in an error",
-                {a: f"{n['errors']}/{n['records']}" for a, n in summary["arms"].items()},
-            )
-        )
-    return [row for row in rows if any(cell != NONE for cell in row.cells.values())]
 
 
 def answer(summary: Summary) -> Answer:
@@ -79,7 +41,8 @@ def answer(summary: Summary) -> Answer:
         return Answer("unknown", None, against, sentence, None)
     median = compared["tokens_per_s"]["median"]
     ratio = f"{median['value']:.2f}×"
-    said = f"{SPLIT} wrote {ratio} the tokens a second of {against}"
+    who = f"LOSSY {SPLIT}" if summary["lossy"] else SPLIT
+    said = f"{who} wrote {ratio} the tokens a second of {against}"
     prompts = compared["prompts"]
     if prompts < FEWEST_PROMPTS:
         sentence = (
@@ -104,21 +67,32 @@ def answer(summary: Summary) -> Answer:
 
 
 def identity_line(summary: Summary) -> str | None:
-    """Returns the exact-match line of the headline: "identical to cloud: 48/48"."""
+    """Returns the exact-match line of the headline: "identical to cloud: 48/48".
+
+    An arm that promises other tokens is left out of the count, and that is said.
+    """
     found = identity(summary)
-    if not found:
-        return None
-    told = {f"{equal}/{compared}" for equal, compared in found.values()}
-    if len(told) == 1:
-        return f"identical to {summary['reference']}: {told.pop()}"
-    each = ", ".join(f"{arm} {equal}/{compared}" for arm, (equal, compared) in found.items())
-    return f"identical to {summary['reference']}: {each}"
+    parts = []
+    if found:
+        told = {f"{equal}/{compared}" for equal, compared in found.values()}
+        each = ", ".join(f"{arm} {equal}/{compared}" for arm, (equal, compared) in found.items())
+        everyone = len(told) == 1 and (SPLIT in found or SPLIT not in summary["arms"])
+        parts.append(f"identical to {summary['reference']}: {told.pop() if everyone else each}")
+    if promise_of(summary, SPLIT) is Promise.DISTRIBUTION:
+        parts.append(f"{SPLIT}: same distribution, not the same tokens")
+    return "; ".join(parts) or None
 
 
 def identity(summary: Summary) -> dict[str, tuple[int, int]]:
     """Returns equal and compared prompts of the arms that promise the reference's own text."""
-    promising = [arm for arm in (*REFERENCES, SPLIT) if arm in summary["arms"]]
+    promising = [a for a in (*REFERENCES, SPLIT) if promise_of(summary, a) is Promise.TOKENS]
     return {arm: pair for arm in promising if (pair := identical_to(summary, arm)) is not None}
+
+
+def promise_of(summary: Summary, arm: str) -> Promise | None:
+    """Returns what an arm promises of its text, None also where it did not run."""
+    promise = summary["arms"].get(arm, {}).get("promise")
+    return None if promise is None else Promise(promise)
 
 
 def all_identical(summary: Summary) -> bool:
@@ -134,41 +108,6 @@ def number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _estimate(value: Numbers | None, scale: float = 1.0) -> str:
-    return NONE if value is None else number(value["value"] * scale)
-
-
-def _interval(value: Numbers | None) -> str:
-    if value is None or value["ci95"] is None:
-        return _estimate(value)
-    low, high = value["ci95"]
-    return f"{number(value['value'])} [{number(low)}, {number(high)}]"
-
-
-def _of(key: str, part: str | None = None, scale: float = 1.0) -> Callable[[Numbers], str]:
-    def cell(numbers: Numbers) -> str:
-        value = numbers[key]
-        return _estimate(value if part is None or value is None else value[part], scale)
-
-    return cell
-
-
-def _round_trip(numbers: Numbers) -> str:
-    rtt = numbers["rtt_ms"]
-    return NONE if rtt is None else f"{_estimate(rtt['p50'])} / {_estimate(rtt['p95'])}"
-
-
-def _network(numbers: Numbers) -> str:
-    return _estimate(numbers["ms_per_token"]["network"])
-
-
-def _identical(summary: Summary, arm: str) -> str:
-    if arm == summary["reference"]:
-        return "reference"
-    found = identical_to(summary, arm)
-    return NONE if found is None else f"{found[0]}/{found[1]}"
-
-
 def _work(summary: Summary, against: str) -> str | None:
     ours, theirs = (summary["arms"][a]["target_busy_ms_per_token"] for a in (SPLIT, against))
     if ours is None or theirs is None:
@@ -180,36 +119,3 @@ def _work(summary: Summary, against: str) -> str | None:
     if ours["value"] < theirs["value"]:
         return f"{cost} That saving is what counts where many clients share a cloud."
     return f"{cost} So splitting did not relieve the cloud either."
-
-
-_ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
-    (
-        "tokens/s",
-        "",
-        "output tokens ÷ seconds, pooled, 95 % interval",
-        lambda n: _interval(n["tokens_per_s"]),
-    ),
-    ("TTFT", "ms", "time to first token, median", _of("ttft_s", "p50", 1e3)),
-    ("TPOT", "ms", "time per output token after the first, median", _of("tpot_s", "p50", 1e3)),
-    ("acceptance", "", "accepted ÷ drafted, pooled", _of("acceptance_rate")),
-    (
-        "mean accepted length",
-        "",
-        "tokens a round, the target's own included",
-        _of("mean_accepted_length"),
-    ),
-    (
-        "round trip p50 / p95",
-        "ms",
-        "draft sent to verdict received, verification included",
-        _round_trip,
-    ),
-    ("network", "ms a token", "client elapsed - server total", _network),
-    ("bytes a token", "", "up and down, as serialized", _of("bytes_per_token")),
-    (
-        "target forwards a token",
-        "",
-        "forward passes of the target, prompt included",
-        _of("target_forward_passes_per_token"),
-    ),
-)

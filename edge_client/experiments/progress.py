@@ -11,14 +11,17 @@ _LINE_EVERY_NS = 15_000_000_000
 
 
 class Progress:
-    """Shows how many of `total` generations are done; a context manager.
+    """Shows how many of `total` are done, `what` being counted; a context manager.
 
     `clock` returns nanoseconds; a line is written at most every fifteen seconds,
     and at the end.
     """
 
-    def __init__(self, total: int, stream: TextIO, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, total: int, stream: TextIO, clock: Callable[[], int], what: str = "generations"
+    ) -> None:
         self._total = total
+        self._what = what
         self._stream = stream
         self._clock = clock
         self._done = 0
@@ -40,7 +43,7 @@ class Progress:
             self._bar.set_description(what)
 
     def advance(self) -> None:
-        """Counts one generation."""
+        """Counts one more."""
         self._done += 1
         if self._bar is not None:
             self._bar.update()
@@ -50,7 +53,7 @@ class Progress:
             self._told = now
             left = (now - self._started) / self._done * (self._total - self._done)
             rest = f"about {duration(left)} left" if left else "done"
-            line = f"bench: {self._done}/{self._total} generations, {rest}"
+            line = f"bench: {self._done}/{self._total} {self._what}, {rest}"
             print(line, file=self._stream, flush=True)
 
 

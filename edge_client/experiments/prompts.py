@@ -7,7 +7,9 @@ A line holds exactly one of
     turns     what a user says, turn by turn; each is answered in order (Spec-Bench, MT-Bench)
     question  one user turn (GSM8K)
 
-and optionally `id` (or `question_id`, `task_id`), `category` and `reference`.
+and optionally `id` (or `question_id`, `task_id`), `category` and `reference`: the
+text that is wanted, or a list of texts. A list has one for each turn where there are
+several turns, and equally good ones where there is one; in a list, null is none.
 Other fields are ignored.
 """
 
@@ -52,7 +54,8 @@ class Prompt:
     """Is one line of a prompt file.
 
     `turns` are what is asked, one after the other; `history` the messages that
-    stand before the first of them; `kind` is the field of the line that held it.
+    stand before the first of them; `kind` is the field of the line that held it;
+    `references` has the texts wanted of each turn.
     """
 
     prompt_id: str
@@ -61,7 +64,7 @@ class Prompt:
     where: str
     history: tuple[Message, ...] = ()
     category: str | None = None
-    reference: object = None
+    references: tuple[tuple[str, ...], ...] = ()
 
     def encode(self, encoder: PromptEncoder, answers: Sequence[str] = ()) -> tuple[int, ...]:
         """Returns the prompt tokens of the turn that follows `answers`.
@@ -80,6 +83,10 @@ class Prompt:
         if not token_ids:
             raise PromptError(f"{self.where}: the prompt has no tokens; give it some text")
         return token_ids
+
+    def references_of(self, turn: int) -> tuple[str, ...]:
+        """Returns the texts wanted of a turn, none where the file has none."""
+        return self.references[turn] if turn < len(self.references) else ()
 
     def messages(self, answers: Sequence[str]) -> list[Message]:
         """Returns the chat up to the turn that follows `answers`."""
@@ -138,7 +145,7 @@ def _parse(line: bytes, where: str, number: int) -> Prompt:
         where=where,
         history=history,
         category=_category(fields, where),
-        reference=fields.get("reference"),
+        references=_references(fields.get("reference"), len(turns), where),
     )
 
 
@@ -193,6 +200,22 @@ def _category(fields: Mapping[str, Any], where: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise PromptError(f"{where}: 'category' must be a string, found {_short(value)}")
     return value
+
+
+def _references(value: Any, turns: int, where: str) -> tuple[tuple[str, ...], ...]:
+    """Returns the texts wanted of each turn."""
+    if value is None:
+        return ()
+    each = value if isinstance(value, list) else [value]
+    if not all(text is None or isinstance(text, str) for text in each):
+        raise PromptError(
+            f"{where}: 'reference' must be text, or a list of texts, found {_short(value)}"
+        )
+    if turns == 1:
+        return (tuple(text for text in each if text is not None),)
+    if len(each) > turns:
+        raise PromptError(f"{where}: 'reference' has {len(each)} texts for {turns} turns")
+    return tuple(() if text is None else (text,) for text in each)
 
 
 def _short(value: object) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from edge_client.experiments.records import Column, Counts, Record
+from edge_client.experiments.columns import Column
+from edge_client.experiments.records import Counts, Record
 
 _NS_PER_MS = 1e6
 _NS_PER_S = 1e9
@@ -28,6 +29,25 @@ def bytes_both_ways(record: Record) -> float | None:
 def busy(record: Record) -> float | None:
     """Returns the target's own share of its forwards."""
     return None if record.target_busy_s is None else record.target_busy_s * _MS_PER_S
+
+
+def blocks(record: Record) -> float | None:
+    """Returns the drafted blocks: those asked about, and those committed without asking."""
+    return total((record.rounds, record.unasked_blocks))
+
+
+def verified_tokens(record: Record) -> float | None:
+    """Returns the output tokens that the cloud has judged or made."""
+    if record.num_unverified_tokens is None or record.num_output_tokens is None:
+        return None
+    return record.num_output_tokens - record.num_unverified_tokens
+
+
+def nats(record: Record) -> float | None:
+    """Returns the negative log-likelihood of the whole output under the target."""
+    if record.target_nll is None or record.num_output_tokens is None:
+        return None
+    return record.target_nll * record.num_output_tokens
 
 
 def round_tokens(record: Record) -> float | None:
@@ -52,7 +72,8 @@ def gap_seconds(record: Record) -> list[float]:
 
 def round_trips(record: Record) -> list[float]:
     """Returns the client's elapsed time of each round."""
-    return [elapsed / _NS_PER_MS for elapsed, _ in _rows(record, "elapsed_ns", "num_draft_tokens")]
+    rounds = _rows(record, "elapsed_ns", "num_accepted_tokens")
+    return [elapsed / _NS_PER_MS for elapsed, _ in rounds]
 
 
 def network(record: Record) -> list[float]:
@@ -73,7 +94,7 @@ def target_compute(record: Record) -> list[float]:
 
 
 def draft(record: Record) -> list[float]:
-    """Returns the drafting time of each round."""
+    """Returns the drafting time of each round and of each block committed without asking."""
     return [spent / _NS_PER_MS for (spent,) in _rows(record, "draft_ns")]
 
 

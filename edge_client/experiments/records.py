@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.types import StepTiming
+from edge_client.experiments.columns import StepColumns, columns
+from edge_client.experiments.quality import Quality
 from edge_client.loop import Step
+from edge_client.rule import Promise, Rule
 
 SCHEMA_VERSION = 1
 
@@ -24,7 +26,6 @@ _NS_PER_S = 1e9
 _NS_PER_MS = 1e6
 
 Counts = tuple[int, ...]
-Column = tuple[int | None, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +39,10 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Names what one record is about, and the conditions it was taken under."""
+    """Names what one record is about, and the conditions it was taken under.
+
+    `verification` is None for an arm that verifies nothing.
+    """
 
     run_id: str
     prompt_id: str
@@ -51,29 +55,7 @@ class Unit:
     temperature: float
     draft_dtype: str | None
     target_dtype: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class StepColumns:
-    """Keeps the raw steps of a record, one entry a step in each column.
-
-    A column is None where no step has a value; times are whole nanoseconds.
-    """
-
-    arrival_ns: Column
-    num_tokens: Column
-    elapsed_ns: Column
-    draft_ns: Column
-    num_draft_tokens: Column
-    num_accepted_tokens: Column
-    queued_ns: Column
-    batched_ns: Column
-    computed_ns: Column
-    total_ns: Column
-    busy_ns: Column
-    forward_passes: Column
-    step_sessions: Column
-    step_tokens: Column
+    verification: Rule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +103,28 @@ class Record:
     drafted_per_position: Counts | None = None
     mean_accepted_length: float | None = None
     mean_step_sessions: float | None = None
+    verification: Rule | None = None
+    lossless: bool | None = None
+    unasked_blocks: int | None = None
+    cloud_call_rate: float | None = None
+    num_unverified_tokens: int | None = None
+    verified_share: float | None = None
+    num_recovered_tokens: int | None = None
+    corrected_share: float | None = None
+    draft_probabilities_bytes: int | None = None
+    target_nll: float | None = None
+    chrf: float | None = None
+    bleu: float | None = None
+    rouge_l: float | None = None
     steps: StepColumns | None = None
+
+    @property
+    def promise(self) -> Promise | None:
+        """What the arm promises of this text; None of the draft model's own and of a lossy one."""
+        if self.target_dtype is None:
+            return None
+        rule = self.verification
+        return Promise.TOKENS if rule is None else rule.promise(self.temperature)
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON, without its newline."""
@@ -133,14 +136,18 @@ def record_from_steps(
     prompt_token_ids: Sequence[int],
     steps: Sequence[Step],
     arrivals_ns: Sequence[int],
+    quality: Quality | None = None,
 ) -> Record:
     """Builds the record of a generation that ended.
 
     `arrivals_ns` are the client's clock at each step, counted from the moment the
-    request was handed to the arm.
+    request was handed to the arm; `quality` is how near the text comes to the
+    prompt's reference.
     """
     output = tuple(token_id for step in steps for token_id in step.token_ids)
-    rounds = [step for step in steps if step.num_draft_tokens is not None]
+    rounds = [step for step in steps if step.num_accepted_tokens is not None]
+    unasked = [step for step in steps if step.asked is False]
+    drafts = bool(rounds or unasked)
     timings = [step.timing for step in steps if step.timing is not None]
     e2e_ns = arrivals_ns[-1]
     ttft_ns = next(
@@ -167,11 +174,11 @@ def record_from_steps(
         ),
         inter_token_s=percentiles(inter_token_seconds(steps, arrivals_ns)),
         tokens_per_s=len(output) / (e2e_ns / _NS_PER_S) if output and e2e_ns else None,
-        rounds=len(rounds) or None,
-        num_draft_tokens=sum(drafted) if rounds else None,
-        num_accepted_tokens=sum(accepted) if rounds else None,
-        accepted_per_position=_reached(accepted, positions) if rounds else None,
-        drafted_per_position=_reached(drafted, positions) if rounds else None,
+        rounds=len(rounds) if drafts else None,
+        num_draft_tokens=sum(drafted) if drafts else None,
+        num_accepted_tokens=sum(accepted) if drafts else None,
+        accepted_per_position=_reached(accepted, positions) if drafts else None,
+        drafted_per_position=_reached(drafted, positions) if drafts else None,
         mean_accepted_length=(
             sum(len(step.token_ids) for step in rounds) / len(rounds) if rounds else None
         ),
@@ -191,7 +198,10 @@ def record_from_steps(
         mean_step_sessions=(
             sum(t.step_sessions for t in timings) / len(timings) if timings else None
         ),
-        steps=_columns(steps, arrivals_ns),
+        **(_asking(rounds, unasked) if drafts else {}),
+        draft_probabilities_bytes=_total(step.draft_probabilities_bytes for step in steps),
+        **({} if quality is None else dataclasses.asdict(quality)),
+        steps=columns(steps, arrivals_ns),
     )
 
 
@@ -234,7 +244,30 @@ def inter_token_seconds(steps: Sequence[Step], arrivals_ns: Sequence[int]) -> li
 
 
 def _identity(unit: Unit) -> dict[str, Any]:
-    return {field.name: getattr(unit, field.name) for field in dataclasses.fields(unit)}
+    known = {field.name: getattr(unit, field.name) for field in dataclasses.fields(unit)}
+    rule, asks = unit.verification, unit.target_dtype is not None
+    return known | {"lossless": (rule is None or rule.lossless) if asks else None}
+
+
+def _asking(rounds: Sequence[Step], unasked: Sequence[Step]) -> dict[str, Any]:
+    """Counts what the cloud was asked, what it corrected, and what it never saw judged."""
+    unverified = sum(len(step.token_ids) for step in unasked)
+    recovered = sum(_recovered(step) for step in rounds)
+    tokens = unverified + sum(len(step.token_ids) for step in rounds)
+    return {
+        "unasked_blocks": len(unasked),
+        "cloud_call_rate": len(rounds) / (len(rounds) + len(unasked)),
+        "num_unverified_tokens": unverified,
+        "verified_share": (tokens - unverified) / tokens if tokens else None,
+        "num_recovered_tokens": recovered,
+        "corrected_share": recovered / tokens if tokens else None,
+    }
+
+
+def _recovered(step: Step) -> int:
+    """Returns 1 when the round rejected a guess and put a token of the target's own there."""
+    drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
+    return int(accepted < drafted and len(step.token_ids) > accepted)
 
 
 def _reached(counts: Sequence[int], positions: int) -> Counts:
@@ -245,29 +278,3 @@ def _reached(counts: Sequence[int], positions: int) -> Counts:
 def _total(values: Iterable[int | None]) -> int | None:
     known = [value for value in values if value is not None]
     return sum(known) if known else None
-
-
-def _columns(steps: Sequence[Step], arrivals_ns: Sequence[int]) -> StepColumns:
-    def column(read: Callable[[Step], int | None]) -> Column:
-        values = tuple(read(step) for step in steps)
-        return values if any(value is not None for value in values) else None
-
-    def timing(read: Callable[[StepTiming], int]) -> Column:
-        return column(lambda step: None if step.timing is None else read(step.timing))
-
-    return StepColumns(
-        arrival_ns=tuple(arrivals_ns),
-        num_tokens=column(lambda step: len(step.token_ids)),
-        elapsed_ns=column(lambda step: step.elapsed_ns),
-        draft_ns=column(lambda step: step.draft_ns),
-        num_draft_tokens=column(lambda step: step.num_draft_tokens),
-        num_accepted_tokens=column(lambda step: step.num_accepted_tokens),
-        queued_ns=timing(lambda t: t.queued_ns),
-        batched_ns=timing(lambda t: t.batched_ns),
-        computed_ns=timing(lambda t: t.computed_ns),
-        total_ns=timing(lambda t: t.total_ns),
-        busy_ns=timing(lambda t: t.busy_ns),
-        forward_passes=timing(lambda t: t.forward_passes),
-        step_sessions=timing(lambda t: t.step_sessions),
-        step_tokens=timing(lambda t: t.step_tokens),
-    )

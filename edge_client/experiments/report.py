@@ -11,15 +11,28 @@ from jinja2 import Environment, StrictUndefined
 
 from edge_client.experiments import charts
 from edge_client.experiments.comparison import paired_ratios
-from edge_client.experiments.figures import SPLIT, all_identical, answer, arm_rows, identity_line
+from edge_client.experiments.figures import (
+    SPLIT,
+    all_identical,
+    answer,
+    identity,
+    identity_line,
+    promise_of,
+)
 from edge_client.experiments.prompts import Prompt
 from edge_client.experiments.records import Record
+from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.table import warnings
+from edge_client.rule import Promise
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Is what one arm wrote; `identical` compares it with the reference arm, None if unknown."""
+    """Is what one arm wrote.
+
+    `identical` compares it with the reference arm, None if unknown; `promised` says
+    whether the arm promises the reference's tokens.
+    """
 
     arm: str
     css: str
@@ -28,6 +41,7 @@ class Reply:
     finish_reason: str | None
     error: str | None
     identical: bool | None
+    promised: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +71,7 @@ def render_report(
         answer=answer(summary),
         all_identical=all_identical(summary),
         identity_line=identity_line(summary),
+        counted=bool(identity(summary)),
         warnings=warnings(summary),
         arms=[(arm, charts.arm_class(arm)) for arm in arms],
         rows=arm_rows(summary),
@@ -121,6 +136,7 @@ def _reply(record: Record, reference: Record | None) -> Reply:
         finish_reason=record.finish_reason,
         error=record.error,
         identical=identical,
+        promised=record.promise is Promise.TOKENS,
     )
 
 
@@ -145,6 +161,6 @@ def _charts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, 
 def _mismatches(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields where two arms that promise the same text part ways."""
     for row in summary["exact_match"]:
-        if "edge" not in row["arms"]:
+        if all(promise_of(summary, arm) is Promise.TOKENS for arm in row["arms"]):
             for mismatch in row["mismatches"]:
                 yield {"arms": row["arms"], **mismatch}

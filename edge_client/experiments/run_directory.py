@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from common.errors import UsageError
@@ -80,6 +80,10 @@ class RunDirectory:
         finally:
             if 0 < written < len(data):
                 os.ftruncate(self._records, size)
+
+    def replace_records(self, lines: Iterable[str]) -> Path:
+        """Writes all records anew, whole or not at all; none is appended after that."""
+        return write_whole(self.path / RECORDS, "".join(f"{line}\n" for line in lines))
 
     def write_summary(self, summary: Mapping[str, object]) -> Path:
         """Writes summary.json, whole or not at all."""

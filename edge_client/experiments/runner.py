@@ -21,13 +21,17 @@ from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
 from edge_client.experiments.environment import measure_idle_rtt
 from edge_client.experiments.execution import NOT_RUN, Execution
+from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
+from edge_client.experiments.quality import QualityMetrics, load_metrics
 from edge_client.experiments.records import Record
 from edge_client.experiments.report import render_report
 from edge_client.experiments.run_directory import RunDirectory, check_usable
+from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
+from edge_client.rule import EXACT, Rule
 
 EXIT_SERVER = 3
 EXIT_INTERRUPTED = 130
@@ -39,6 +43,7 @@ class BenchPlan:
 
     `out` None means runs/ and the time of day in UTC; `limit` None every prompt of
     the file. `sampling.seed` also draws the order of the arms and the bootstrap.
+    `rule` is that of `speculative`.
     """
 
     prompts: Path
@@ -47,6 +52,7 @@ class BenchPlan:
     out: Path | None = None
     limit: int | None = None
     repeats: int = 1
+    rule: Rule = EXACT
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +78,8 @@ def run_bench(
     environment: Mapping[str, Any],
     echo: Callable[[], object] | None = None,
     logit_gap: LogitGap | None = None,
+    text_nats: TextNats | None = None,
+    metrics: Callable[[], QualityMetrics | None] = load_metrics,
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     stderr: TextIO | None = None,
@@ -80,10 +88,11 @@ def run_bench(
     """Runs every arm on every prompt, turn and repeat.
 
     `context_length` is the smaller of the models'; `environment` comes from
-    describe_environment; `echo` makes one round trip on the idle link; `clock`
-    returns nanoseconds of one monotonic clock; `color` None means on a terminal.
-    Ctrl-C ends the run early: what is
-    there is summarised and marked as interrupted. Raises PromptError or UsageError
+    describe_environment; `echo` makes one round trip on the idle link; `text_nats`
+    None leaves texts unscored; `metrics` loads what compares texts; `clock` returns
+    nanoseconds of one monotonic clock; `color` None means on a terminal.
+    Ctrl-C ends the run early: what is there is summarised and marked as
+    interrupted, unscored. Raises PromptError or UsageError
     before anything is written, and whatever an arm raises while it warms up.
     """
     started = now()
@@ -100,6 +109,8 @@ def run_bench(
         draft_dtype=draft_dtype,
         target_dtype=target_dtype,
         clock=clock,
+        rules={SPLIT: plan.rule},
+        metrics=metrics(),
     )
     check_usable(directory)
     execution.warm_up()
@@ -116,6 +127,12 @@ def run_bench(
                     progress.advance()
             if echo:
                 idle["after"] = measure_idle_rtt(echo, clock)
+            if text_nats:
+                with Progress(
+                    len(records), stderr or sys.stderr, clock, "texts scored"
+                ) as progress:
+                    records = score(records, text_nats, progress.advance)
+                files.replace_records(record.to_json() for record in records)
             whole = True
         except KeyboardInterrupt:
             pass
@@ -130,6 +147,8 @@ def run_bench(
                 environment=dict(environment)
                 | {"started_at": started.isoformat(timespec="seconds"), "idle_rtt_ms": idle},
                 logit_gap=logit_gap if whole else None,
+                metrics=execution.metrics,
+                references=any(any(prompt.references) for prompt in execution.prompts),
             )
             files.write_summary(summary)
             report = files.write_report(render_report(summary, records, execution.prompts))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from edge_client.experiments import readings
@@ -46,6 +47,7 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "e2e_s": measure.spread(lambda r: _one(r.e2e_s)),
         "inter_token_s": measure.spread(readings.gap_seconds),
         **_speculation(whole, measure),
+        **_asking(records, whole, measure),
         "rtt_ms": measure.spread(readings.round_trips),
         "network_ms": measure.spread(readings.network),
         "queue_ms": measure.spread(readings.queue),
@@ -56,10 +58,12 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "bytes_per_token": measure.a_token(readings.bytes_both_ways),
         "target_forward_passes_per_token": measure.a_token(lambda r: r.target_forward_passes),
         "target_busy_ms_per_token": measure.a_token(readings.busy),
-        "mean_step_sessions": measure.ratio(
-            lambda r: r.mean_step_sessions, lambda r: _known(r.mean_step_sessions)
-        ),
+        "mean_step_sessions": measure.mean(lambda r: r.mean_step_sessions),
         "ms_per_token": _decomposition(measure),
+        "target_nll": measure.a_token(readings.nats),
+        "chrf": measure.mean(lambda r: r.chrf),
+        "bleu": measure.mean(lambda r: r.bleu),
+        "rouge_l": measure.mean(lambda r: r.rouge_l),
     }
 
 
@@ -88,6 +92,27 @@ def _speculation(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
         "acceptance_by_position": None
         if accepted is None
         else [by_position(position) for position in range(len(accepted))],
+    }
+
+
+def _asking(
+    records: Sequence[Record], whole: Sequence[Record], measure: _Measure
+) -> dict[str, Any]:
+    rule = next((r.verification for r in records if r.verification is not None), None)
+    promise = next((r.promise for r in records), None)
+    return {
+        "verification": None if rule is None else asdict(rule),
+        "lossless": next((r.lossless for r in records), None),
+        "promise": None if promise is None else promise.value,
+        "unasked_blocks": readings.total(r.unasked_blocks for r in whole),
+        "num_unverified_tokens": readings.total(r.num_unverified_tokens for r in whole),
+        "num_recovered_tokens": readings.total(r.num_recovered_tokens for r in whole),
+        "cloud_call_rate": measure.ratio(lambda r: r.rounds, readings.blocks),
+        "verified_share": measure.a_token(readings.verified_tokens),
+        "corrected_share": measure.a_token(lambda r: r.num_recovered_tokens),
+        "draft_probabilities_bytes_per_draft_token": measure.ratio(
+            lambda r: r.draft_probabilities_bytes, lambda r: r.num_draft_tokens
+        ),
     }
 
 
@@ -128,6 +153,10 @@ class _Measure:
     def a_token(self, read: Reading) -> dict[str, Any] | None:
         """Pools a reading over output tokens."""
         return self.ratio(read, lambda r: r.num_output_tokens)
+
+    def mean(self, read: Reading) -> dict[str, Any] | None:
+        """Averages a reading over the records that have it."""
+        return self.ratio(read, lambda r: _known(read(r)))
 
     def mean_of_ratios(self, above: Reading, below: Reading) -> dict[str, Any] | None:
         """Averages each prompt's own ratio."""

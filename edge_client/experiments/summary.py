@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_client.experiments.agreement import agreement
 from edge_client.experiments.bootstrap import CONFIDENCE, RESAMPLES, Bootstrap
 from edge_client.experiments.comparison import LogitGap, exact_match, ratios
+from edge_client.experiments.quality import OFF, QualityMetrics
 from edge_client.experiments.records import SCHEMA_VERSION, Record
 from edge_client.experiments.statistics import summarize_arm
+from edge_client.rule import Promise
 
 REFERENCES = ("cloud", "cloud_optimized")
 
@@ -23,9 +26,16 @@ def summarize(
     seed: int,
     environment: Mapping[str, Any],
     logit_gap: LogitGap | None = None,
+    metrics: QualityMetrics | None = None,
+    references: bool = False,
 ) -> dict[str, Any]:
-    """Builds the summary; `seed` draws the bootstrap's resamples."""
+    """Builds the summary.
+
+    `seed` draws the bootstrap's resamples; `metrics` None leaves texts uncompared;
+    `references` says whether any prompt came with one.
+    """
     bootstrap = Bootstrap(seed)
+    reference = next((arm for arm in REFERENCES if arm in arms), None)
     by_arm = {arm: [record for record in records if record.arm == arm] for arm in arms}
     return {
         "schema_version": SCHEMA_VERSION,
@@ -34,12 +44,15 @@ def summarize(
         "records": len(records),
         "planned_records": planned_records,
         "prompts": len({record.prompt_id for record in records}),
-        "reference": next((arm for arm in REFERENCES if arm in arms), None),
+        "reference": reference,
         "bootstrap": {"resamples": RESAMPLES, "confidence": CONFIDENCE, "seed": seed},
         "not_float32": not_float32(records, environment),
+        "lossy": [sentence for arm, group in by_arm.items() for sentence in lossy(arm, group)],
+        "quality_off": OFF if metrics is None and (references or departs(records)) else None,
         "arms": {arm: summarize_arm(group, bootstrap) for arm, group in by_arm.items()},
         "ratios": ratios(by_arm, bootstrap),
         "exact_match": exact_match(by_arm, logit_gap),
+        "agreement": agreement(by_arm, reference, bootstrap, metrics),
         "environment": dict(environment),
     }
 
@@ -55,6 +68,27 @@ def not_float32(records: Sequence[Record], environment: Mapping[str, Any]) -> li
         if held not in (None, "float32"):
             found.append(f"the {side} model's keys and values were {held}")
     return found
+
+
+def lossy(arm: str, records: Sequence[Record]) -> list[str]:
+    """Returns what makes the texts of an arm others than the target's, in words."""
+    rule = next((r.verification for r in records if r.verification is not None), None)
+    if rule is None or rule.lossless:
+        return []
+    found = [f"{arm} {loss}" for loss in rule.mode_losses]
+    if rule.gate is not None:
+        whole = [record for record in records if record.error is None]
+        unverified = sum(record.num_unverified_tokens or 0 for record in whole)
+        tokens = sum(record.num_output_tokens or 0 for record in whole)
+        found.append(
+            f"{arm} committed {unverified} of {tokens} tokens without asking ({rule.gated_by})"
+        )
+    return found
+
+
+def departs(records: Sequence[Record]) -> bool:
+    """Whether some arm that uses the target promises another text than the target's own."""
+    return any(r.target_dtype is not None and r.promise is not Promise.TOKENS for r in records)
 
 
 def identical_to(summary: Mapping[str, Any], arm: str) -> tuple[int, int] | None:

@@ -6,7 +6,8 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from edge_client.experiments.figures import NONE, answer, arm_rows, identity_line
+from edge_client.experiments.figures import answer, identity_line
+from edge_client.experiments.rows import NONE, arm_rows
 
 _WIDTH = 98
 _RED, _BOLD, _PLAIN = "\x1b[31m", "\x1b[1m", "\x1b[0m"
@@ -34,6 +35,8 @@ def render_table(summary: Mapping[str, Any], *, color: bool = False) -> str:
     identical = identity_line(summary)
     if identical is not None:
         text.append(paint(identical, _BOLD))
+    if summary["quality_off"] is not None:
+        text.append(summary["quality_off"])
     said = answer(summary)
     text += textwrap.wrap(said.sentence, _WIDTH)
     if said.work is not None:
@@ -45,6 +48,8 @@ def render_table(summary: Mapping[str, Any], *, color: bool = False) -> str:
 def warnings(summary: Mapping[str, Any]) -> list[str]:
     """Returns what a reader must know before the numbers."""
     found = []
+    if summary["lossy"]:
+        found.append(f"LOSSY: {'; '.join(summary['lossy'])}")
     if summary["not_float32"]:
         found.append(f"NOT FLOAT32: {'; '.join(summary['not_float32'])}")
     if summary["interrupted"]:

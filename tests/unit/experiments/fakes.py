@@ -10,6 +10,7 @@ from edge_client.arms import GenerationRequest
 from edge_client.experiments.prompts import Message
 from edge_client.experiments.records import Unit
 from edge_client.loop import Step
+from edge_client.rule import Rule
 
 MS = 1_000_000
 
@@ -65,6 +66,7 @@ def verified(
     end: FinishReason | None = None,
     elapsed_ms: float = 10,
     draft_ms: float = 4,
+    probabilities: int | None = None,
 ) -> Step:
     """Returns a round of the arm `speculative`."""
     return Step(
@@ -78,6 +80,22 @@ def verified(
         timing=TIMING,
         bytes_up=30,
         bytes_down=40,
+        asked=True,
+        draft_probabilities_bytes=probabilities,
+    )
+
+
+def committed(
+    *token_ids: int, drafted: int = 0, end: FinishReason | None = None, draft_ms: float = 4
+) -> Step:
+    """Returns a block that the gate let pass without asking."""
+    return Step(
+        token_ids,
+        "".join(f"<{t}>" for t in token_ids),
+        end,
+        draft_ns=round(draft_ms * MS),
+        num_draft_tokens=drafted or len(token_ids),
+        asked=False,
     )
 
 
@@ -127,5 +145,6 @@ def unit(arm: str = "speculative", prompt_id: str = "p", **changes: object) -> U
         "temperature": 0.0,
         "draft_dtype": "float32",
         "target_dtype": "float32",
+        "verification": Rule() if arm == "speculative" else None,
     }
     return Unit(**(values | changes))  # type: ignore[arg-type]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.environment import describe_environment
-from edge_client.experiments.figures import arm_rows
-from edge_client.experiments.records import Record, StepColumns
+from edge_client.experiments.records import Record
+from edge_client.experiments.rows import arm_rows
 from tests.unit.experiments.test_report import run, summary_of
 
 METHODS = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")

@@ -11,10 +11,11 @@ import pytest
 
 from common.types import FinishReason
 from edge_client.experiments import charts
-from edge_client.experiments.figures import answer, arm_rows, identity_line, number
+from edge_client.experiments.figures import answer, identity_line, number
 from edge_client.experiments.prompts import Prompt
 from edge_client.experiments.records import Record, error_record, record_from_steps
 from edge_client.experiments.report import render_report
+from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
 from edge_client.loop import Step

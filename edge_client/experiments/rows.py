@@ -1,0 +1,182 @@
+"""The rows of the arm table; the terminal and the page show the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edge_client.experiments.figures import number
+from edge_client.experiments.summary import identical_to
+
+Summary = Mapping[str, Any]
+Numbers = Mapping[str, Any]
+
+NONE = "–"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Is one line of the arm table."""
+
+    label: str
+    unit: str
+    meaning: str
+    cells: Mapping[str, str]
+
+
+def arm_rows(summary: Summary) -> list[Row]:
+    """Returns the rows that at least one arm has a figure for."""
+    arms = summary["arms"]
+    rows = [
+        Row(label, unit, meaning, {arm: cell(n) for arm, n in arms.items()})
+        for label, unit, meaning, cell in _ROWS
+    ]
+    if summary["reference"] is not None and len(arms) > 1:
+        rows += _reference_rows(summary)
+    rows += [
+        Row(label, unit, meaning, {arm: cell(n) for arm, n in arms.items()})
+        for label, unit, meaning, cell in _TEXT_ROWS
+    ]
+    if any(numbers["errors"] for numbers in arms.values()):
+        rows.append(
+            Row(
+                "failed",
+                "",
+                "generations that ended in an error",
+                {a: f"{n['errors']}/{n['records']}" for a, n in arms.items()},
+            )
+        )
+    return [row for row in rows if any(cell != NONE for cell in row.cells.values())]
+
+
+def _reference_rows(summary: Summary) -> list[Row]:
+    """Returns which texts are the exact one, and how near those come that need not be."""
+    reference, arms = summary["reference"], summary["arms"]
+    rows = [
+        Row(
+            f"identical to {reference}",
+            "",
+            "prompts of which every output token is equal",
+            {arm: _identical(summary, arm) for arm in arms},
+        )
+    ]
+    if any(n["lossless"] is not None and n["promise"] != "tokens" for n in arms.values()):
+        rows += [
+            Row(
+                f"{what} with {reference}",
+                "",
+                meaning,
+                {arm: _agreement(summary, arm, key) for arm in arms},
+            )
+            for what, key, meaning in (
+                ("token match", "token_match", "positions with the same token, pooled"),
+                ("chrF", "chrf", "of the text against the exact one, 0 to 100"),
+                ("ROUGE-L", "rouge_l", "of the text against the exact one, 0 to 100"),
+            )
+        ]
+    return rows
+
+
+def _agreement(summary: Summary, arm: str, key: str) -> str:
+    if arm == summary["reference"]:
+        return "reference"
+    return _estimate(summary["agreement"][arm][key])
+
+
+def _estimate(value: Numbers | None, scale: float = 1.0) -> str:
+    return NONE if value is None else number(value["value"] * scale)
+
+
+def _interval(value: Numbers | None) -> str:
+    if value is None or value["ci95"] is None:
+        return _estimate(value)
+    low, high = value["ci95"]
+    return f"{number(value['value'])} [{number(low)}, {number(high)}]"
+
+
+def _of(key: str, part: str | None = None, scale: float = 1.0) -> Callable[[Numbers], str]:
+    def cell(numbers: Numbers) -> str:
+        value = numbers[key]
+        return _estimate(value if part is None or value is None else value[part], scale)
+
+    return cell
+
+
+def _below_one(key: str) -> Callable[[Numbers], str]:
+    """Shows a share only where it says something: where it is not whole."""
+    return lambda n: NONE if n[key] is None or n[key]["value"] == 1 else _estimate(n[key])
+
+
+def _corrected(numbers: Numbers) -> str:
+    return NONE if numbers["lossless"] else _estimate(numbers["corrected_share"])
+
+
+def _round_trip(numbers: Numbers) -> str:
+    rtt = numbers["rtt_ms"]
+    return NONE if rtt is None else f"{_estimate(rtt['p50'])} / {_estimate(rtt['p95'])}"
+
+
+def _network(numbers: Numbers) -> str:
+    return _estimate(numbers["ms_per_token"]["network"])
+
+
+def _identical(summary: Summary, arm: str) -> str:
+    if arm == summary["reference"]:
+        return "reference"
+    found = identical_to(summary, arm)
+    return NONE if found is None else f"{found[0]}/{found[1]}"
+
+
+_ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
+    (
+        "tokens/s",
+        "",
+        "output tokens ÷ seconds, pooled, 95 % interval",
+        lambda n: _interval(n["tokens_per_s"]),
+    ),
+    ("TTFT", "ms", "time to first token, median", _of("ttft_s", "p50", 1e3)),
+    ("TPOT", "ms", "time per output token after the first, median", _of("tpot_s", "p50", 1e3)),
+    ("acceptance", "", "accepted ÷ drafted, pooled", _of("acceptance_rate")),
+    ("cloud calls a block", "", "blocks the cloud was asked about", _below_one("cloud_call_rate")),
+    ("verified", "", "share of tokens the cloud judged", _below_one("verified_share")),
+    ("corrected", "", "share of tokens put right by the cloud", _corrected),
+    (
+        "draft probabilities",
+        "bytes a guess",
+        "sent up to be verified against",
+        _of("draft_probabilities_bytes_per_draft_token"),
+    ),
+    (
+        "mean accepted length",
+        "",
+        "tokens a round, the target's own included",
+        _of("mean_accepted_length"),
+    ),
+    (
+        "round trip p50 / p95",
+        "ms",
+        "draft sent to verdict received, verification included",
+        _round_trip,
+    ),
+    ("network", "ms a token", "client elapsed - server total", _network),
+    ("bytes a token", "", "up and down, as serialized", _of("bytes_per_token")),
+    (
+        "target forwards a token",
+        "",
+        "forward passes of the target, prompt included",
+        _of("target_forward_passes_per_token"),
+    ),
+)
+
+_TEXT_ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
+    ("target NLL", "nats a token", "of the text under the target", _of("target_nll")),
+    ("chrF to reference", "", "of the text against the prompt's reference, 0 to 100", _of("chrf")),
+    ("BLEU to reference", "", "of the text against the prompt's reference, 0 to 100", _of("bleu")),
+    (
+        "ROUGE-L to reference",
+        "",
+        "of the text against the prompt's reference, 0 to 100",
+        _of("rouge_l"),
+    ),
+)
