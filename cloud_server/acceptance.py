@@ -6,8 +6,9 @@ distribution. `rank` and `typical` are LOSSY: they pass guesses the target would
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -64,30 +65,23 @@ def judge(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
 
     The answers do not depend on each other. Raises InternalError for logits without a maximum.
     """
+    groups: dict[Rule, list[int]] = defaultdict(list)
+    for index, check in enumerate(checks):
+        groups[_rule(check)].append(index)
     rows = torch.split(logits, [check.num_rows for check in checks])
     answers: dict[int, Judged] = {}
-    exact = [index for index, check in enumerate(checks) if _rule(check) is coupled]
-    if exact:  # the usual case: one choice over all rows
-        together = [checks[index] for index in exact]
-        chosen = logits if len(exact) == len(checks) else torch.cat([rows[i] for i in exact])
-        answers.update(zip(exact, coupled(chosen, together), strict=True))
-    for index, check in enumerate(checks):
-        if index not in answers:
-            answers[index] = _rule(check)(rows[index], [check])[0]
+    for rule, members in groups.items():
+        # Usually there is one group, and nothing to copy.
+        own = logits if len(groups) == 1 else torch.cat([rows[index] for index in members])
+        answers.update(zip(members, rule(own, [checks[index] for index in members]), strict=True))
     return [answers[index] for index in range(len(checks))]
 
 
 def coupled(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     """Accepts guesses while they equal the target's own choice."""
-    contexts = [context for check in checks for context in _contexts(check)]
-    choices = choose(logits, contexts, [c.sampling for c in checks for _ in range(c.num_rows)])
-    answers, start = [], 0
-    for check in checks:
-        own = choices[start : start + check.num_rows]
-        start += check.num_rows
-        accepted = _count(guess == own[i] for i, guess in enumerate(check.guesses))
-        answers.append(Judged(accepted, own[accepted]))
-    return answers
+    choices = choose(logits, *_each_row(checks))
+    ends = _count(checks, lambda _, row, guess: guess == choices[row])
+    return [Judged(accepted, choices[row]) for accepted, row in ends]
 
 
 def rejection(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
@@ -95,34 +89,35 @@ def rejection(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
 
     Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1; Chen et al. 2023 (arXiv 2302.01318).
     """
-    (check,) = checks
-    seed = check.sampling.seed
-    target_probs = distribution(logits, _contexts(check), [check.sampling] * check.num_rows)
-    for index, guess in enumerate(check.guesses):
-        position = len(check.context) + index
-        draft_probs = _spread(check.distributions[index], target_probs[index])
-        ratio = float(target_probs[index, guess] / draft_probs[guess])
-        if uniform(seed, position, Stream.ACCEPTANCE) < ratio:
-            continue
-        excess = (target_probs[index] - draft_probs).clamp(min=0)
-        if not bool(excess.any()):  # the two differ by rounding alone
-            excess = target_probs[index]
-        return [Judged(index, _draw(excess, seed, position, Stream.RECOVERY))]
-    position = len(check.context) + len(check.guesses)
-    return [Judged(len(check.guesses), _draw(target_probs[-1], seed, position, Stream.CHOICE))]
+    contexts, params = _each_row(checks)
+    seeds, positions = [given.seed for given in params], [context.length for context in contexts]
+    target_probs = distribution(logits, contexts, params)
+    draft_probs = _draft_probs(checks, target_probs)
+    guesses = [guess for check in checks for guess in (*check.guesses, 0)]
+    column = torch.tensor(guesses, device=logits.device)[:, None]
+    ratios = (target_probs.gather(1, column) / draft_probs.gather(1, column))[:, 0].tolist()
+    drawn = uniform(seeds, positions, Stream.ACCEPTANCE)
+    ends = _count(checks, lambda _, row, __: drawn[row] < ratios[row])
+    rows = [row for _, row in ends]
+    own: list[int] = gumbel_argmax(
+        _excess(target_probs[rows], draft_probs[rows]).log().float(),
+        [seeds[row] for row in rows],
+        [positions[row] for row in rows],
+        Stream.CHOICE,
+    ).tolist()
+    return [Judged(accepted, token) for (accepted, _), token in zip(ends, own, strict=True)]
 
 
 def rank(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     """Accepts guesses among the target's `rank_threshold` likeliest, else writes the likeliest."""
-    (check,) = checks
-    contexts, params = _contexts(check), [check.sampling] * check.num_rows
-    likeliest = choose(logits, contexts, [replace(p, temperature=0.0) for p in params])
+    contexts, params = _each_row(checks)
+    likeliest = choose(logits, contexts, [replace(given, temperature=0.0) for given in params])
     scores = penalise(logits, contexts, params)
-    accepted = _count(
-        _rank(scores[index], guess) <= check.verification.rank_threshold
-        for index, guess in enumerate(check.guesses)
-    )
-    return [Judged(accepted, likeliest[accepted])]
+
+    def stands(check: Check, row: int, guess: int) -> bool:
+        return _rank(scores[row], guess) <= check.verification.rank_threshold
+
+    return [Judged(accepted, likeliest[row]) for accepted, row in _count(checks, stands)]
 
 
 def typical(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
@@ -131,23 +126,25 @@ def typical(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     Probabilities are those at the request's temperature, at 1 where it is greedy. Cai et al. 2024
     (arXiv 2401.10774), section 2.3.1.
     """
-    (check,) = checks
-    contexts, params = _contexts(check), [check.sampling] * check.num_rows
-    warm = [replace(p, temperature=1.0) if is_greedy(p) else p for p in params]
+    contexts, params = _each_row(checks)
+    warm = [replace(given, temperature=1.0) if is_greedy(given) else given for given in params]
     target_probs = distribution(logits, contexts, warm)
-    entropy = torch.special.entr(target_probs).sum(-1)
-    bounds = (check.verification.typical_alpha * torch.exp(-entropy)).clamp(
-        max=check.verification.typical_threshold
-    )
-    accepted = _count(
-        bool(target_probs[index, guess] > bounds[index])
-        for index, guess in enumerate(check.guesses)
-    )
-    row = slice(accepted, accepted + 1)
-    return [Judged(accepted, choose(logits[row], contexts[row], params[row])[0])]
+    entropies = torch.special.entr(target_probs).sum(-1).tolist()
+
+    def stands(check: Check, row: int, guess: int) -> bool:
+        rule = check.verification
+        bound = min(rule.typical_threshold, rule.typical_alpha * math.exp(-entropies[row]))
+        return float(target_probs[row, guess]) > bound
+
+    ends = _count(checks, stands)
+    rows = [row for _, row in ends]
+    own = choose(logits[rows], [contexts[row] for row in rows], [params[row] for row in rows])
+    return [Judged(accepted, token) for (accepted, _), token in zip(ends, own, strict=True)]
 
 
-_RULES: dict[VerificationMode, Callable[[Tensor, Sequence[Check]], list[Judged]]] = {
+Rule = Callable[[Tensor, Sequence[Check]], list[Judged]]
+
+_RULES: dict[VerificationMode, Rule] = {
     VerificationMode.COUPLED: coupled,
     VerificationMode.REJECTION: rejection,
     VerificationMode.RANK: rank,
@@ -155,37 +152,69 @@ _RULES: dict[VerificationMode, Callable[[Tensor, Sequence[Check]], list[Judged]]
 }
 
 
-def _rule(check: Check) -> Callable[[Tensor, Sequence[Check]], list[Judged]]:
+def _rule(check: Check) -> Rule:
     mode = check.verification.mode
     if mode is VerificationMode.REJECTION and is_greedy(check.sampling):
         return coupled  # the limit of both at temperature 0
     return _RULES[mode]
 
 
-def _contexts(check: Check) -> list[Context]:
-    tokens = (*check.context, *check.guesses)
-    known = len(check.context)
-    return [
-        Context(tokens, length, check.prompt_length)
-        for length in range(known, known + check.num_rows)
-    ]
+def _each_row(checks: Sequence[Check]) -> tuple[list[Context], list[SamplingParams]]:
+    """Returns what stands before each row's choice, and how it is made."""
+    contexts: list[Context] = []
+    for check in checks:
+        tokens, known = (*check.context, *check.guesses), len(check.context)
+        lengths = range(known, known + check.num_rows)
+        contexts += [Context(tokens, length, check.prompt_length) for length in lengths]
+    return contexts, [check.sampling for check in checks for _ in range(check.num_rows)]
 
 
-def _count(passes: Iterable[bool]) -> int:
-    """Counts how many pass before the first that does not."""
-    return sum(1 for _ in itertools.takewhile(bool, passes))
+def _count(
+    checks: Sequence[Check], stands: Callable[[Check, int, int], bool]
+) -> list[tuple[int, int]]:
+    """Counts each check's guesses before the first that does not stand.
+
+    Asks for a check, a row and the guess it judges; returns with each count the row that chooses
+    the token after those guesses.
+    """
+    ends, start = [], 0
+    for check in checks:
+        accepted = 0
+        while accepted < len(check.guesses) and stands(
+            check, start + accepted, check.guesses[accepted]
+        ):
+            accepted += 1
+        ends.append((accepted, start + accepted))
+        start += check.num_rows
+    return ends
 
 
-def _spread(given: DraftDistribution, like: Tensor) -> Tensor:
-    """Returns the draft's probabilities over the whole vocabulary, as `like`."""
+def _draft_probs(checks: Sequence[Check], like: Tensor) -> Tensor:
+    """Returns what each row's guess was drawn from, as `like`; zeros in rows that judge none."""
+    rows: list[int] = []
+    token_ids: list[int] = []
+    weights: list[int] = []
+    start = 0
+    for check in checks:
+        for row, given in enumerate(check.distributions, start):
+            rows += [row] * len(given.token_ids)
+            token_ids += given.token_ids
+            weights += given.weights
+        start += check.num_rows
     spread = torch.zeros_like(like)
-    weights = torch.tensor(given.weights, dtype=like.dtype, device=like.device)
-    spread[torch.tensor(given.token_ids, device=like.device)] = weights / weights.sum()
-    return spread
+    index = (torch.tensor(rows, dtype=torch.long), torch.tensor(token_ids, dtype=torch.long))
+    spread[index] = torch.tensor(weights, dtype=like.dtype, device=like.device)
+    return spread / spread.sum(-1, keepdim=True).clamp(min=1)
 
 
-def _draw(probabilities: Tensor, seed: int, position: int, stream: Stream) -> int:
-    return int(gumbel_argmax(probabilities.log().float()[None], [seed], [position], stream)[0])
+def _excess(target_probs: Tensor, draft_probs: Tensor) -> Tensor:
+    """Returns what the target has beyond the draft `[n, vocab]`, all of it where there is none.
+
+    Its sums are not 1; what draws from it does not mind.
+    """
+    excess = (target_probs - draft_probs).clamp(min=0)
+    # None at all: the two differ by rounding alone.
+    return torch.where(excess.any(-1, keepdim=True), excess, target_probs)
 
 
 def _rank(scores: Tensor, token: int) -> int:

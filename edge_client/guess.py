@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -19,21 +21,40 @@ def coupled_guess(logits: Tensor, context: Context, sampling: SamplingParams) ->
 def drawn_guess(
     logits: Tensor, context: Context, sampling: SamplingParams, candidates: int
 ) -> tuple[int, DraftDistribution]:
-    """Draws a guess from the `candidates` likeliest by logits `[1, vocab]`, and says from what.
+    """Draws a guess from the `candidates` likeliest by logits `[1, vocab]`, and says from what."""
+    return drawn_guesses(logits, [context], [sampling], candidates)[0]
+
+
+def drawn_guesses(
+    logits: Tensor,  # [n, vocab]
+    contexts: Sequence[Context],
+    params: Sequence[SamplingParams],
+    candidates: int,
+) -> list[tuple[int, DraftDistribution]]:
+    """Draws one guess a row as `drawn_guess` does.
 
     Probabilities are rounded to whole weights first and the guess is drawn from those, so that
     what the server is told is exactly what was done.
     """
-    probabilities = distribution(logits, [context], [sampling])[0]
-    likeliest = probabilities.topk(min(candidates, len(probabilities)))
-    alive = likeliest.values > 0
-    token_ids, shares = likeliest.indices[alive], likeliest.values[alive]
-    weights = (shares / shares[0] * MAX_WEIGHT).round().clamp(min=1)
+    probabilities = distribution(logits, contexts, params)
+    likeliest = probabilities.topk(min(candidates, probabilities.shape[1]))
+    shares = likeliest.values
+    weights = (shares / shares[:, :1] * MAX_WEIGHT).round().clamp(min=1)
+    weights = weights.masked_fill(shares == 0, 0)  # what truncation cut is no candidate
     scores = torch.full_like(probabilities, float("-inf"), dtype=torch.float32)
-    scores[token_ids] = weights.log().float()
-    drawn = gumbel_argmax(scores[None], [sampling.seed], [context.length], Stream.GUESS)
-    whole = tuple(int(weight) for weight in weights.tolist())
-    return int(drawn[0]), DraftDistribution(tuple(token_ids.tolist()), whole)
+    scores.scatter_(1, likeliest.indices, weights.log().float())
+    seeds, positions = [given.seed for given in params], [context.length for context in contexts]
+    drawn = gumbel_argmax(scores, seeds, positions, Stream.GUESS)
+    origins = [
+        DraftDistribution(tuple(ids[:alive]), tuple(whole[:alive]))
+        for ids, whole, alive in zip(
+            likeliest.indices.tolist(),
+            weights.long().tolist(),
+            (shares > 0).sum(-1).tolist(),
+            strict=True,
+        )
+    ]
+    return list(zip(drawn.tolist(), origins, strict=True))
 
 
 def confidence(logits: Tensor, guess: int) -> float:

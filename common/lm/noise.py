@@ -21,10 +21,9 @@ _MASK = 0xFFFFFFFF
 class Stream(enum.IntEnum):
     """Says what a number decides; numbers of different streams are independent."""
 
-    CHOICE = 0  # the target's own token, and the guess that is coupled with it
+    CHOICE = 0  # the target's own token, bonus or recovered, and the guess coupled with it
     GUESS = 1  # a guess drawn from the draft's own distribution (rejection)
     ACCEPTANCE = 2  # whether that guess is accepted
-    RECOVERY = 3  # the token that stands in for a rejected one
 
 
 def gumbel_argmax(
@@ -38,9 +37,10 @@ def gumbel_argmax(
     return (scores.double() - torch.log(-torch.log(uniform))).argmax(-1)
 
 
-def uniform(seed: int, position: int, stream: Stream) -> float:
-    """Draws one number in (0, 1)."""
-    return float(_uniform([seed], [position], 1, stream, torch.device("cpu"))[0, 0])
+def uniform(seeds: Sequence[int], positions: Sequence[int], stream: Stream) -> list[float]:
+    """Draws one number in (0, 1) for each seed and position."""
+    drawn: list[float] = _uniform(seeds, positions, 1, stream, torch.device("cpu"))[:, 0].tolist()
+    return drawn
 
 
 def _uniform(
