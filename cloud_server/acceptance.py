@@ -99,12 +99,12 @@ def rejection(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     drawn = uniform(seeds, positions, Stream.ACCEPTANCE)
     ends = _count(checks, lambda _, row, __: drawn[row] < ratios[row])
     rows = [row for _, row in ends]
-    own: list[int] = gumbel_argmax(
+    own = gumbel_argmax(
         _excess(target_probs[rows], draft_probs[rows]).log().float(),
         [seeds[row] for row in rows],
         [positions[row] for row in rows],
         Stream.CHOICE,
-    ).tolist()
+    )
     return [Judged(accepted, token) for (accepted, _), token in zip(ends, own, strict=True)]
 
 

@@ -1,8 +1,8 @@
 """The `cloud` arm: stock Hugging Face generate, streamed token by token.
 
 It runs the unmodified module over the same weights, one request at a time, on a
-thread of its own; only the end of the text (common/stopping.py) and the choice
-of a token at a temperature (common/lm/sampling.py) are ours, through the
+thread of its own; only the end of the text (common/stopping.py) and the noise
+of a sampled choice (cloud_server/processors.py) are ours, through the
 extension points generate offers for both.
 """
 
@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from transformers import (
     GenerationConfig,
-    LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
 )
 
 from cloud_server.engine import Clock
-from common.lm.sampling import PositionKeyedSampling
+from cloud_server.processors import stock_processors
 from common.stopping import Stopper
 from common.types import GeneratedTokens, SamplingParams, StepTiming
 
@@ -67,19 +66,13 @@ class StockGenerator:
                 max_new_tokens=request.stopper.remaining,
                 pad_token_id=0,
             ),
-            logits_processor=self._processors(request.sampling, request.prompt_length),
+            logits_processor=stock_processors(
+                request.sampling,
+                prompt_length=request.prompt_length,
+                vocab_size=self._vocab_size,
+                logits_width=self._logits_width,
+            ),
             stopping_criteria=StoppingCriteriaList([_Follower(request, self._clock)]),
-        )
-
-    def _processors(self, sampling: SamplingParams, prompt_length: int) -> LogitsProcessorList:
-        """Returns none for plain greedy, which stock generate does by itself."""
-        if (
-            sampling == SamplingParams(seed=sampling.seed)
-            and self._logits_width == self._vocab_size
-        ):
-            return LogitsProcessorList()
-        return LogitsProcessorList(
-            [PositionKeyedSampling(sampling, self._vocab_size, prompt_length)]
         )
 
 

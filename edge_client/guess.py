@@ -54,7 +54,7 @@ def drawn_guesses(
             strict=True,
         )
     ]
-    return list(zip(drawn.tolist(), origins, strict=True))
+    return list(zip(drawn, origins, strict=True))
 
 
 def confidence(logits: Tensor, guess: int) -> float:

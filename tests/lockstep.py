@@ -26,7 +26,7 @@ from cloud_server.engine import Engine, Job
 from cloud_server.sessions import TargetSession
 from common.errors import OutriderError
 from common.lm.runner import LanguageModel, Segment
-from common.lm.sampling import Context
+from common.lm.sampling import Context, choose
 from common.stopping import Stopper
 from common.types import (
     EXACT,
@@ -34,10 +34,9 @@ from common.types import (
     OpenSession,
     Peer,
     SamplingParams,
-    StepTiming,
     StopParams,
-    VerificationParams,
     Verdict,
+    VerificationParams,
 )
 from edge_client import guess
 from edge_client.drafter import Drafter
@@ -48,6 +47,7 @@ from edge_client.session import ClientSession
 from tests.enumeration import EOS, LENGTH, PROMPT, Floats, Output, row_of
 
 SIDE_BY_SIDE = 4096
+AT_ONE = SamplingParams(temperature=1.0)
 CONTEXT = 32
 PEER = Peer("", "", 0, "")
 
@@ -89,8 +89,8 @@ class TableModel:
             tokens = self.cache.tokens[segment.session]
             assert segment.position <= len(tokens)
             tokens[segment.position :] = segment.token_ids
-            for end in range(len(tokens) - segment.num_logits + 1, len(tokens) + 1):
-                rows.append(row_of(tokens[len(PROMPT) : end], vocab_size))
+            ends = range(len(tokens) - segment.num_logits + 1, len(tokens) + 1)
+            rows += [row_of(tokens[len(PROMPT) : end], vocab_size) for end in ends]
         return self._table[rows]
 
 
@@ -215,7 +215,7 @@ class Setup:
 
     target: Floats
     draft: Floats
-    sampling: SamplingParams = SamplingParams(temperature=1.0)
+    sampling: SamplingParams = AT_ONE
     verification: VerificationParams = EXACT
     policy: DraftPolicy = PLAIN
     lengths: tuple[int, ...] = (1, 2, 3, 4)
@@ -272,7 +272,7 @@ def _generate(
 @contextmanager
 def _gathering() -> Iterator[list[Gathered]]:
     """Puts the choices of all drafters into one call, here and nowhere else."""
-    choices, draws = Gathered(guess.choose), Gathered(guess.drawn_guesses)
+    choices, draws = Gathered(choose), Gathered(guess.drawn_guesses)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guess, "choose", choices)
         patch.setattr(guess, "drawn_guesses", draws)

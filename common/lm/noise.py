@@ -8,6 +8,7 @@ independent: what the target chooses, what the draft guesses, whether a guess is
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Sequence
 
 import torch
@@ -15,6 +16,10 @@ from torch import Tensor
 
 from common.lm.philox import philox
 
+REACH = 26.1
+"""Nats between the largest noise, 33 ln 2, and the least, -ln(33 ln 2), rounded up."""
+_SLACK = 1e-3
+"""Nats by which noise in float32 may stray, a hundred times over."""
 _MASK = 0xFFFFFFFF
 
 
@@ -31,35 +36,75 @@ def gumbel_argmax(
     seeds: Sequence[int],
     positions: Sequence[int],
     stream: Stream,
-) -> Tensor:
-    """Draws one token a row from softmax(scores), `[n]`: the argmax of score plus Gumbel noise."""
-    uniform = _uniform(seeds, positions, scores.shape[1], stream, scores.device)
-    return (scores.double() - torch.log(-torch.log(uniform))).argmax(-1)
+) -> list[int]:
+    """Draws one token a row from softmax(scores): the argmax of score plus Gumbel noise.
+
+    Noise is made only where it can matter. Tokens too far below the likeliest win with no noise;
+    of the rest, float32 tells all but the winner and its closest rivals apart; those are compared
+    in float64 on the host. So the tokens are the same on every device and in every batch.
+    """
+    rows, blocks, near = _within_reach(scores)
+    words = _words(seeds, positions, rows, blocks, stream)
+    sums = near + _rough_gumbel(words)
+    best = torch.full((len(scores),), -math.inf, device=scores.device)
+    best.scatter_reduce_(0, rows, sums.amax(-1), "amax")
+    entries, places = (sums >= best[rows, None] - _SLACK).nonzero(as_tuple=True)
+    rivals = zip(
+        rows[entries].tolist(),
+        (4 * blocks[entries] + places).tolist(),
+        near[entries, places].tolist(),
+        words[entries, places].tolist(),
+        strict=True,
+    )
+    chosen, tops = [0] * len(scores), [-math.inf] * len(scores)
+    for row, token, score, word in rivals:
+        total = score + _gumbel(word)
+        if total > tops[row]:
+            chosen[row], tops[row] = token, total
+    return chosen
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int], stream: Stream) -> list[float]:
     """Draws one number in (0, 1) for each seed and position."""
-    drawn: list[float] = _uniform(seeds, positions, 1, stream, torch.device("cpu"))[:, 0].tolist()
-    return drawn
+    rows = torch.arange(len(seeds))
+    words = _words(seeds, positions, rows, torch.zeros_like(rows), stream)
+    return [(word + 0.5) / 2**32 for word in words[:, 0].tolist()]
 
 
-def _uniform(
-    seeds: Sequence[int],
-    positions: Sequence[int],
-    vocab_size: int,
-    stream: Stream,
-    device: torch.device,
+def _within_reach(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Finds the blocks of four tokens of which one can win.
+
+    Returns the row and the number of each, `[m]`, and its scores less the row's best, `[m, 4]`.
+    """
+    below = scores.float() - scores.float().amax(-1, keepdim=True)
+    below = torch.nn.functional.pad(below, (0, -below.shape[1] % 4), value=-math.inf)
+    below = below.view(len(scores), -1, 4)
+    rows, blocks = (below >= -REACH).any(-1).nonzero(as_tuple=True)
+    return rows, blocks, below[rows, blocks]
+
+
+def _words(
+    seeds: Sequence[int], positions: Sequence[int], rows: Tensor, blocks: Tensor, stream: Stream
 ) -> Tensor:
-    """Draws `[n, vocab_size]` float64 numbers in (0, 1)."""
-    seed = torch.tensor([[_signed(value)] for value in seeds], device=device)
-    position = torch.tensor([[value] for value in positions], device=device)
-    block = torch.arange(-(-vocab_size // 4), device=device)[None]
+    """Makes the words `[m, 4]` of blocks in rows of so many seeds and positions."""
+    seed = torch.tensor([_signed(value) for value in seeds], device=rows.device)[rows]
+    position = torch.tensor(positions, device=rows.device)[rows]
     words = philox(
-        (block, position & _MASK, position >> 32, torch.full_like(position, stream)),
+        (blocks, position & _MASK, position >> 32, torch.full_like(blocks, stream)),
         (seed & _MASK, (seed >> 32) & _MASK),
     )
-    bits = torch.stack(words, dim=-1).flatten(1)[:, :vocab_size]
-    return (bits.double() + 0.5) * 2.0**-32  # in (0, 1), exact
+    return torch.stack(words, dim=-1)
+
+
+def _gumbel(word: int) -> float:
+    return -math.log(-math.log((word + 0.5) / 2**32))
+
+
+def _rough_gumbel(words: Tensor) -> Tensor:
+    """Makes `_gumbel` in float32; near 1, from the distance to 1, which keeps its digits there."""
+    low = torch.log((words.float() + 0.5) * 2.0**-32)
+    high = torch.log1p(((_MASK - words).float() + 0.5) * -(2.0**-32))
+    return -torch.log(-torch.where(words >> 31 == 0, low, high))
 
 
 def _signed(seed: int) -> int:

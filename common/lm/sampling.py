@@ -8,13 +8,13 @@ token id, so whoever computes the same logits makes the same choice.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor
 
 from common.errors import InternalError
 from common.lm.noise import Stream, gumbel_argmax
@@ -22,6 +22,10 @@ from common.types import SamplingParams
 
 COLDEST = 1e-20
 """Temperatures below this are greedy: so they are in effect, and logits over them overflow."""
+_HEAD = 1024
+"""Tokens among which top-p looks first, for sorting a whole vocabulary takes long."""
+_DOUBT = 1e-5
+"""Probability by which float32 sums over a vocabulary may stray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +59,19 @@ def choose(
         raise InternalError(
             f"{len(logits)} rows of logits, {len(contexts)} contexts, {len(params)} parameters"
         )
-    scores = penalise(logits, contexts, params)
+    scores = _finite(penalise(logits, contexts, params))
+    tokens: list[int] = scores.argmax(-1).tolist()
     drawn = [row for row, given in enumerate(params) if not is_greedy(given)]
-    tokens = scores.argmax(-1)
     if drawn:
-        tokens[drawn] = gumbel_argmax(
+        choices = gumbel_argmax(
             truncate(scores[drawn], [params[row] for row in drawn]),
             [params[row].seed for row in drawn],
             [contexts[row].length for row in drawn],
             Stream.CHOICE,
         )
-    if not bool(scores.gather(1, tokens[:, None]).isfinite().all()):
-        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
-    chosen: list[int] = tokens.tolist()
-    return chosen
+        for row, token in zip(drawn, choices, strict=True):
+            tokens[row] = token
+    return tokens
 
 
 def distribution(
@@ -80,36 +83,37 @@ def distribution(
 
     Raises InternalError as `choose` does.
     """
-    scores = penalise(logits, contexts, params)
+    scores = _finite(penalise(logits, contexts, params))
     drawn = [row for row, given in enumerate(params) if not is_greedy(given)]
     probabilities = torch.zeros_like(scores, dtype=torch.float64)
     probabilities.scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
     if drawn:
         kept = truncate(scores[drawn], [params[row] for row in drawn])
         probabilities[drawn] = kept.double().softmax(-1)
-    if not bool(probabilities.isfinite().all()):
-        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
     return probabilities
 
 
 def penalise(
     logits: Tensor, contexts: Sequence[Context], params: Sequence[SamplingParams]
 ) -> Tensor:
-    """Applies the penalties to `[n, vocab]` logits, in float32; rows without any are left alone."""
+    """Applies the penalties to `[n, vocab]` logits, in float32.
+
+    The repetition penalty regards the prompt as well, as Hugging Face's does; presence and
+    frequency regard what was generated, as OpenAI's API defines them.
+    """
     scores = logits.float()
-    for row, (context, given) in enumerate(zip(contexts, params, strict=True)):
+    changed = [row for row, given in enumerate(params) if _penalises(given)]
+    if changed:
+        scores = scores.clone()
+    for row in changed:
+        context, given = contexts[row], params[row]
+        tokens = torch.tensor(context.tokens[: context.length], device=scores.device)
         if given.repetition_penalty != 1.0:
-            seen = torch.tensor(sorted(set(context.tokens[: context.length])))
-            picked = scores[row, seen]
-            scores = scores.clone()
-            scores[row, seen] = torch.where(
-                picked < 0, picked * given.repetition_penalty, picked / given.repetition_penalty
-            )
-        if given.presence_penalty or given.frequency_penalty:
-            written = torch.tensor(context.tokens[context.prompt_length : context.length]).long()
-            counts = torch.bincount(written, minlength=scores.shape[1])
-            scores = scores.clone()
-            scores[row] -= given.frequency_penalty * counts + given.presence_penalty * (counts > 0)
+            seen = scores[row, tokens]
+            penalty = given.repetition_penalty
+            scores[row, tokens] = torch.where(seen < 0, seen * penalty, seen / penalty)
+        counts = torch.bincount(tokens[context.prompt_length :], minlength=scores.shape[1])
+        scores[row] -= given.frequency_penalty * counts + given.presence_penalty * (counts > 0)
     return scores
 
 
@@ -131,37 +135,46 @@ def warp(
     scores = logits / temperature
     if top_k > 0:
         least = scores.topk(min(top_k, scores.shape[1])).values[:, -1:]
-        scores = scores.masked_fill(scores < least, float("-inf"))
+        scores = scores.masked_fill(scores < least, -math.inf)
     if top_p < 1.0:
-        ascending, order = scores.sort()
-        cut = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-        cut[:, -1] = False  # the likeliest token always stays
-        scores = scores.masked_fill(cut.scatter(1, order, cut), float("-inf"))
+        scores = _keep_head(scores, top_p)
     if min_p > 0.0:
         probabilities = scores.softmax(-1)
         cut = probabilities < min_p * probabilities.amax(-1, keepdim=True)
-        scores = scores.masked_fill(cut, float("-inf"))
+        scores = scores.masked_fill(cut, -math.inf)
     return scores
 
 
-class PositionKeyedSampling(LogitsProcessor):
-    """Makes stock `generate(do_sample=False)` choose as `choose` does.
+def _keep_head(scores: Tensor, top_p: float) -> Tensor:
+    """Cuts all but the likeliest tokens that together reach `top_p`."""
+    head = scores.topk(min(_HEAD, scores.shape[1])).values
+    shares = (head.double() - scores.double().logsumexp(-1, keepdim=True)).exp()
+    before = shares.cumsum(-1) - shares
+    kept = (before < top_p).sum(-1, keepdim=True)
+    least = head.gather(1, kept - 1)
+    scores_kept = scores.masked_fill(scores < least, -math.inf)
+    unclear = ((before - top_p).abs() < _DOUBT).any(-1)
+    unclear |= (scores_kept.isfinite().sum(-1, keepdim=True) != kept)[:, 0]  # a tie at the edge
+    if head.shape[1] < scores.shape[1]:
+        unclear |= kept[:, 0] == head.shape[1]  # the head is longer than what was looked at
+    if bool(unclear.any()):
+        scores_kept[unclear] = _keep_head_by_sorting(scores[unclear], top_p)
+    return scores_kept
 
-    All scores become -inf but that of the chosen token, so tokens beyond `vocab_size` are never
-    produced either.
-    """
 
-    def __init__(self, params: SamplingParams, vocab_size: int, prompt_length: int) -> None:
-        """Takes the parameters of the one generation this processor serves."""
-        self._params = params
-        self._vocab_size = vocab_size
-        self._prompt_length = prompt_length
+def _keep_head_by_sorting(scores: Tensor, top_p: float) -> Tensor:
+    """Does so in Hugging Face's very operations, which decide where rounding or ties would."""
+    ascending, order = scores.sort()
+    cut = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    cut[:, -1] = False  # the likeliest token always stays
+    return scores.masked_fill(cut.scatter(1, order, cut), -math.inf)
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Maps `[n, vocab]` scores after `[n, position]` tokens to 0 for the choice, else -inf."""
-        rows, position = input_ids.shape
-        contexts = [Context(row, position, self._prompt_length) for row in input_ids.tolist()]
-        tokens = choose(scores[:, : self._vocab_size], contexts, [self._params] * rows)
-        chosen = torch.full_like(scores, float("-inf"))
-        chosen[torch.arange(rows), tokens] = 0.0
-        return chosen
+
+def _penalises(given: SamplingParams) -> bool:
+    return (given.repetition_penalty, given.presence_penalty, given.frequency_penalty) != (1, 0, 0)
+
+
+def _finite(scores: Tensor) -> Tensor:
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
+    return scores

@@ -83,8 +83,13 @@ async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
     async with host.open(run.opening) as live:
         live.prefill()
         while True:
-            guesses = drafter.draft(session.history, run.draft_length, run.opening.sampling)
-            settled = session.apply(await live.verify(session.next_draft(guesses)))
+            drafted = drafter.draft(
+                session.history,
+                run.draft_length,
+                run.opening.sampling,
+                prompt_length=session.prompt_length,
+            )
+            settled = session.apply(await live.verify(session.next_draft(drafted.token_ids)))
             if settled.finish_reason is not None:
                 return list(session.history[len(run.opening.prompt_token_ids) :])
 
@@ -92,7 +97,8 @@ async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
 def cloud(host: Host, stock: StockGenerator, run: Run) -> list[int]:
     made: list[GeneratedTokens] = []
     state = host.new_state(run.opening)
-    stock.run(StockRequest(tuple(state.history), state.sampling, state.stopper, 0, made.append))
+    prompt = run.opening.prompt_token_ids
+    stock.run(StockRequest(prompt, len(prompt), state.sampling, state.stopper, 0, made.append))
     return [token for piece in made for token in piece.token_ids]
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from cloud_server.acceptance import Check, Judged
 from cloud_server.sessions import TargetSession
 from common.errors import InternalError
 from common.types import (
@@ -34,6 +35,15 @@ CONTEXT = 24
 def target(tokens: tuple[int, ...]) -> int:
     """Is the target model: any pure function of the tokens before will do."""
     return EOS if len(tokens) == 18 else (3 * sum(tokens[-2:]) + len(tokens)) % EOS
+
+
+def judged(check: Check) -> Judged:
+    """Judges by the coupled rule."""
+    choices = [
+        target((*check.context, *check.guesses[:count])) for count in range(len(check.guesses) + 1)
+    ]
+    accepted = next((i for i, guess in enumerate(check.guesses) if guess != choices[i]), -1)
+    return Judged(accepted if accepted >= 0 else len(check.guesses), choices[accepted])
 
 
 def undisturbed() -> tuple[int, ...]:
@@ -93,11 +103,7 @@ class SessionPairMachine(RuleBasedStateMachine):
         admitted = self.server.admit(draft)
         if isinstance(admitted, Verdict):
             return admitted
-        choices = [
-            target((*admitted.context, *admitted.guesses[:count]))
-            for count in range(len(admitted.guesses) + 1)
-        ]
-        return self.server.settle(draft, admitted, choices)
+        return self.server.settle(draft, admitted, judged(admitted))
 
     @precondition(lambda self: not self.server.finished)
     @rule(data=st.data())

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from cloud_server.sessions import Check, TargetSession
+from cloud_server.acceptance import Check, Judged
+from cloud_server.sessions import TargetSession
 from common.errors import InvalidRequestError, PromptError
 from common.types import (
     Draft,
@@ -28,6 +29,15 @@ CONTEXT = 24
 def target(context: tuple[int, ...]) -> int:
     """Is the target model: any pure function of the tokens before will do."""
     return EOS if len(context) == 18 else (3 * sum(context[-2:]) + len(context)) % EOS
+
+
+def judged(check: Check) -> Judged:
+    """Judges by the coupled rule."""
+    choices = [
+        target((*check.context, *check.guesses[:count])) for count in range(len(check.guesses) + 1)
+    ]
+    accepted = next((i for i, guess in enumerate(check.guesses) if guess != choices[i]), -1)
+    return Judged(accepted if accepted >= 0 else len(check.guesses), choices[accepted])
 
 
 def undisturbed(max_new_tokens: int) -> list[int]:
@@ -71,11 +81,7 @@ class TargetSessionMachine(RuleBasedStateMachine):
         sequence = [*admitted.context, *admitted.guesses]
         assert self.read[: admitted.valid] == sequence[: min(admitted.valid, len(self.read))]
         self.read = sequence
-        choices = [
-            target((*admitted.context, *admitted.guesses[:i]))
-            for i in range(len(admitted.guesses) + 1)
-        ]
-        verdict = self.session.settle(draft, admitted, choices)
+        verdict = self.session.settle(draft, admitted, judged(admitted))
         self.session.remember(verdict)
         self.answered.append((draft, verdict))
         return verdict
@@ -165,8 +171,7 @@ def test_a_block_that_ends_in_its_middle_is_cut_and_counted_there() -> None:
     check = held.admit(draft)
     assert isinstance(check, Check)
     assert len(check.guesses) == 4  # what could never be output is not run
-    choices = [target((*check.context, *check.guesses[:i])) for i in range(5)]
-    verdict = held.settle(draft, check, choices)
+    verdict = held.settle(draft, check, judged(check))
     assert (verdict.accepted, verdict.next_token_id) == (4, None)
     assert verdict.finish_reason is FinishReason.MAX_NEW_TOKENS
 
@@ -177,7 +182,7 @@ def test_a_resumed_session_counts_what_was_generated_before() -> None:
     draft = Draft(1, 6, 0)
     check = held.admit(draft)
     assert isinstance(check, Check)
-    held.settle(draft, check, [target(check.context)])
+    held.settle(draft, check, judged(check))
     assert held.stopper.remaining == 2
 
 

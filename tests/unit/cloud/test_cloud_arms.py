@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 from typing import Any, cast
 
+from cloud_server.acceptance import Judged
 from cloud_server.engine import Job
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host, LiveSession
@@ -48,7 +49,7 @@ def test_each_streamed_piece_begins_when_the_one_before_was_done() -> None:
         waiting = asyncio.ensure_future(anext(pieces))
         await asyncio.sleep(0)
         (first,) = submitted
-        following = first.then([8], StepTiming(total_ns=77))
+        following = first.then(Judged(0, 8), StepTiming(total_ns=77))
         assert (await waiting).token_ids == (8,)
         await pieces.aclose()
         assert following is not None
@@ -68,7 +69,7 @@ def test_a_checkpoints_generation_config_does_not_reach_the_cloud_arm() -> None:
     made: list[GeneratedTokens] = []
     stopper = Stopper(StopParams(8, ()), model_eos=(), room=99)
     generator = StockGenerator(model, described.vocab_size, time.monotonic_ns)
-    generator.run(StockRequest(PROMPT, SamplingParams(), stopper, 0, made.append))
+    generator.run(StockRequest(PROMPT, len(PROMPT), SamplingParams(), stopper, 0, made.append))
     text = list(PROMPT)
     for _ in range(8):
         text.append(int(stock_logits(described, text)[-1].argmax()))

@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cloud_server.engine import Engine, Job, StepReport
+from cloud_server.acceptance import Check, Judged
+from cloud_server.engine import SCORED_CHUNK, Engine, Job, Scores, StepReport
 from common.errors import InternalError, OutriderError, OverloadedError, UnavailableError
 from common.lm.compatibility import stock_logits
 from common.lm.runner import LanguageModel
@@ -28,7 +29,7 @@ class Bench:
     def __init__(self, model: LanguageModel | None = None) -> None:
         self.model = model or language_model(cache_tokens=2048)
         self.reports: list[StepReport] = []
-        self.answers: dict[str, tuple[list[int], StepTiming]] = {}
+        self.answers: dict[str, tuple[Judged | None, StepTiming]] = {}
         self.failures: dict[str, OutriderError] = {}
         ticks = itertools.count(1000, 1000)  # so that shares of one tick are not all 0
         self.engine = Engine(
@@ -49,22 +50,34 @@ class Bench:
         tokens: list[int],
         num_logits: int,
         valid: int | None = None,
-        then: Callable[[list[int], StepTiming], Job | None] | None = None,
+        then: Callable[[Judged | None, StepTiming], Job | None] | None = None,
     ) -> Job:
-        def answered(choices: list[int], timing: StepTiming) -> Job | None:
+        def answered(judged: Judged | None, timing: StepTiming) -> Job | None:
             assert name not in self.answers
-            self.answers[name] = choices, timing
-            return then(choices, timing) if then else None
+            self.answers[name] = judged, timing
+            return then(judged, timing) if then else None
 
         return Job(
             session=session,
             tokens=tokens,
             valid=len(tokens) if valid is None else valid,
-            num_logits=num_logits,
-            sampling=SamplingParams(),
+            check=self.check(tokens, num_logits),
             arrived_ns=0,
             then=answered,
             failed=lambda error: self.failures.update({name: error}),
+        )
+
+    def check(self, tokens: list[int], num_logits: int) -> Check | None:
+        """Asks about the last `num_logits` - 1 tokens, and what follows them."""
+        known = len(tokens) - num_logits + 1
+        if not num_logits:
+            return None
+        return Check(
+            context=tuple(tokens[:known]),
+            guesses=tuple(tokens[known:]),
+            valid=0,
+            prompt_length=1,
+            sampling=SamplingParams(),
         )
 
     def submit(self, *jobs: Job) -> None:
@@ -76,22 +89,40 @@ class Bench:
         while self.engine._jobs:
             self.engine.step()
 
-    def truth(self, tokens: list[int], num_logits: int) -> list[int]:
-        choices = stock_logits(self.model.loaded, tokens).argmax(-1).tolist()
-        return list(choices[len(choices) - num_logits :])
+    def choice(self, tokens: list[int]) -> int:
+        return int(stock_logits(self.model.loaded, tokens)[-1].argmax())
+
+    def truth(self, tokens: list[int], num_logits: int) -> Judged | None:
+        if not num_logits:
+            return None
+        known = len(tokens) - num_logits + 1
+        end = known
+        while end < len(tokens) and self.choice(tokens[:end]) == tokens[end]:
+            end += 1
+        return Judged(end - known, self.choice(tokens[:end]))
 
 
 @settings(max_examples=25)
-@given(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=20), st.integers(0, 6)),
+@given(st.lists(st.tuples(st.lists(TOKENS, min_size=1, max_size=20), st.integers(0, 5),
+                          st.lists(TOKENS, max_size=2), st.booleans()),
                 min_size=1, max_size=6))  # fmt: skip
-def test_any_mix_of_jobs_gives_the_stock_choices(cases: list[tuple[list[int], int]]) -> None:
+def test_any_mix_of_jobs_is_judged_by_the_stock_choices(
+    cases: list[tuple[list[int], int, list[int], bool]],
+) -> None:
+    """Prompts, and drafts whose first guesses are right and whose last ones hardly ever."""
     bench = Bench()
-    for number, (tokens, logits) in enumerate(cases):
-        bench.submit(bench.job(str(number), bench.open(), tokens, min(logits, len(tokens))))
+    jobs = []
+    for tokens, right, wrong, is_prompt in cases:
+        sequence = list(tokens)
+        for _ in range(right):
+            sequence.append(bench.choice(sequence))
+        sequence += wrong
+        jobs.append((sequence, 0 if is_prompt else right + len(wrong) + 1))
+    for number, (sequence, wanted) in enumerate(jobs):
+        bench.submit(bench.job(str(number), bench.open(), sequence, wanted))
     bench.run()
-    for number, (tokens, logits) in enumerate(cases):
-        wanted = min(logits, len(tokens))
-        assert bench.answers[str(number)][0] == (bench.truth(tokens, wanted) if wanted else [])
+    for number, (sequence, wanted) in enumerate(jobs):
+        assert bench.answers[str(number)][0] == bench.truth(sequence, wanted)
     assert all(report.tokens <= BUDGET for report in bench.reports)
     assert bench.failures == {}
 
@@ -114,14 +145,15 @@ def test_a_job_that_returns_another_joins_the_very_next_step() -> None:
     session = bench.open()
     text = [5, 6, 7]
 
-    def more(choices: list[int], timing: StepTiming) -> Job | None:
-        text.extend(choices)
+    def more(judged: Judged | None, timing: StepTiming) -> Job | None:
+        assert judged is not None
+        text.append(judged.next_token_id)
         return None if len(text) > 6 else bench.job(f"{len(text)}", session, list(text), 1, 9, more)
 
     bench.submit(bench.job("3", session, list(text), 1, then=more))
     bench.run()
     assert [report.tokens for report in bench.reports] == [3, 1, 1, 1]
-    assert text[3:] == [bench.truth(text[:n], 1)[0] for n in range(3, 7)]
+    assert text[3:] == [bench.choice(text[:n]) for n in range(3, 7)]
 
 
 def test_timing_adds_up_and_busy_time_is_shared_by_tokens() -> None:
@@ -160,7 +192,7 @@ def test_a_failing_model_fails_the_sessions_in_the_step_and_the_engine_goes_on(
 def test_a_fault_in_one_sessions_bookkeeping_ends_that_session_alone() -> None:
     bench = Bench()
 
-    def broken(choices: list[int], timing: StepTiming) -> Job | None:
+    def broken(judged: Judged | None, timing: StepTiming) -> Job | None:
         raise ValueError("broken")
 
     bench.submit(
@@ -196,7 +228,7 @@ def test_no_fault_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench()
     broken, whole = bench.open(), bench.open()
     failed: queue.SimpleQueue[OutriderError] = queue.SimpleQueue()
-    answered: queue.SimpleQueue[list[int]] = queue.SimpleQueue()
+    answered: queue.SimpleQueue[Judged | None] = queue.SimpleQueue()
 
     def fault(*_: object) -> int:
         raise RuntimeError("fault")
@@ -204,7 +236,7 @@ def test_no_fault_ends_the_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     job = bench.job("broken", broken, [1], 1)
     job.failed = failed.put
     other = bench.job("whole", whole, [1], 1)
-    other.then = lambda choices, _: answered.put(choices)
+    other.then = lambda judged, _: answered.put(judged)
     with monkeypatch.context() as patch:
         patch.setattr(bench.model.cache, "allocate", fault)
         patch.setattr(bench.model.cache, "length", fault)
@@ -241,13 +273,27 @@ def test_stopping_fails_what_waits() -> None:
 def test_scores_are_the_stock_logits() -> None:
     bench = Bench()
     tokens = list(range(1, 11))
-    found: list[float] = []
+    found: list[Scores] = []
     failed: list[OutriderError] = []
-    bench.engine.score(tokens, [7, 300], found.extend, failed.append)
+    bench.engine.score(tokens, [7, 300], [], found.append, failed.append)
     bench.engine._take_inbox()
     logits = stock_logits(bench.model.loaded, tokens)[-1]
-    assert found == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
+    assert found[0].logits == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
+    assert found[0].text_logprobs == ()
     assert bench.model.cache.sessions == ()
-    bench.engine.score([], [7], found.extend, failed.append)
+    bench.engine.score([], [7], [], found.append, failed.append)
     bench.engine._take_inbox()
     assert len(failed) == 1
+
+
+@pytest.mark.parametrize("length", [1, 2, SCORED_CHUNK, SCORED_CHUNK + 1, 2 * SCORED_CHUNK + 5])
+def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
+    bench = Bench()
+    context, text = [3, 1, 4], [1 + (7 * at) % 290 for at in range(length)]
+    found: list[Scores] = []
+    bench.engine.score(context, [], text, found.append, lambda error: pytest.fail(str(error)))
+    bench.engine._take_inbox()
+    rows = stock_logits(bench.model.loaded, [*context, *text]).double().log_softmax(-1)
+    expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
+    assert found[0].text_logprobs == pytest.approx(expected, abs=1e-4)
+    assert bench.model.cache.sessions == ()

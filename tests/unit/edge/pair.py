@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from cloud_server.acceptance import Check, Judged
 from cloud_server.sessions import TargetSession
 from common.types import (
     Draft,
@@ -21,6 +22,7 @@ from common.types import (
     Verdict,
 )
 from edge_client.link import Answer, Piece
+from edge_client.policy import PLAIN, Drafted, DraftPolicy
 from tests.models import tiny_tokenizer
 
 Target = Callable[[Sequence[int]], int]
@@ -35,6 +37,16 @@ TIMING = StepTiming(total_ns=5, step_sessions=2, forward_passes=1)
 def target(tokens: Sequence[int]) -> int:
     """Is the target model: any pure function of the tokens before will do."""
     return EOS if len(tokens) == 40 else 256 + (3 * sum(tokens[-2:]) + len(tokens)) % 40
+
+
+def judged(check: Check) -> Judged:
+    """Judges by the coupled rule: guesses stand while they are what the target chooses."""
+    accepted = 0
+    while accepted < len(check.guesses):
+        if target((*check.context, *check.guesses[:accepted])) != check.guesses[accepted]:
+            break
+        accepted += 1
+    return Judged(accepted, target((*check.context, *check.guesses[:accepted])))
 
 
 def undisturbed(prompt: Sequence[int], stop: StopParams) -> tuple[int, ...]:
@@ -112,11 +124,7 @@ class PairedStream:
         self.sent.append(draft)
         admitted = self.session.admit(draft)
         if not isinstance(admitted, Verdict):
-            choices = [
-                target((*admitted.context, *admitted.guesses[:count]))
-                for count in range(len(admitted.guesses) + 1)
-            ]
-            admitted = self.session.settle(draft, admitted, choices)
+            admitted = self.session.settle(draft, admitted, judged(admitted))
         self._answers.append(admitted)
 
     def receive(self) -> Answer:
@@ -159,13 +167,21 @@ class PairedCloud:
 
 
 class ScriptedDrafter:
-    """Guesses what the target would choose, and a wrong token at every `wrong`-th position."""
+    """Guesses what the target would choose, and a wrong token at every `wrong`-th position.
+
+    `sure` says of which blocks it is so sure that the gate would not ask.
+    """
 
     context_length = CONTEXT
     eos_token_ids = (EOS,)
 
-    def __init__(self, wrong: int | None = None) -> None:
+    def __init__(
+        self,
+        wrong: int | None = None,
+        sure: Callable[[tuple[int, ...]], bool] = lambda guesses: False,
+    ) -> None:
         self.wrong = wrong
+        self.sure = sure
         self.resets = 0
 
     def reset(self) -> None:
@@ -176,8 +192,11 @@ class ScriptedDrafter:
         history: Sequence[int],
         count: int,
         sampling: SamplingParams,
+        *,
+        prompt_length: int,
         ends: Collection[int] = (),
-    ) -> tuple[int, ...]:
+        policy: DraftPolicy = PLAIN,
+    ) -> Drafted:
         tokens = list(history)
         for _ in range(count):
             choice = target(tokens)
@@ -185,4 +204,5 @@ class ScriptedDrafter:
             tokens.append(299 if miss else choice)
             if tokens[-1] in ends:
                 break
-        return tuple(tokens[len(history) :])
+        guesses = tuple(tokens[len(history) :])
+        return Drafted(guesses, sure=self.sure(guesses))

@@ -64,6 +64,8 @@ def test_flags_override_set_and_set_overrides_the_file(
 def test_every_decoding_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["--max-new-tokens", "5", "--temperature", "1e-05", "--top-p", "0.5"]
     argv += ["--top-k", "3", "--seed", str(2**64 - 1), "--ignore-eos"]
+    argv += ["--min-p", "0.25", "--repetition-penalty", "1.25"]
+    argv += ["--presence-penalty", "-1.5", "--frequency-penalty", "0.75"]
     decoding = configured(monkeypatch, *argv, "--stop", "\n\n", "--stop", '"é: #').decoding
     assert decoding.model_dump() == {
         "max_new_tokens": 5,
@@ -71,6 +73,10 @@ def test_every_decoding_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
         "top_p": 0.5,
         "top_k": 3,
         "seed": 2**64 - 1,
+        "min_p": 0.25,
+        "repetition_penalty": 1.25,
+        "presence_penalty": -1.5,
+        "frequency_penalty": 0.75,
         "stop": ("\n\n", '"é: #'),
         "ignore_eos": True,
     }

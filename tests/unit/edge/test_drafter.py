@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.lm.runner import LanguageModel, Segment
-from common.lm.sampling import choose
+from common.lm.sampling import Context, choose
 from common.types import SamplingParams
 from edge_client import EdgeModel, drafter
 from edge_client.drafter import Drafter
@@ -25,8 +25,14 @@ def model() -> LanguageModel:
     return language_model(cache_tokens=4096)
 
 
+def guesses(
+    used: Drafter, history: Sequence[int], count: int, sampling: SamplingParams = GREEDY
+) -> tuple[int, ...]:
+    return used.draft(history, count, sampling, prompt_length=len(PROMPT)).token_ids
+
+
 def fresh(history: Sequence[int], count: int, sampling: SamplingParams) -> tuple[int, ...]:
-    return Drafter(model()).draft(history, count, sampling)
+    return guesses(Drafter(model()), history, count, sampling)
 
 
 def write_alone(
@@ -37,7 +43,7 @@ def write_alone(
     for _ in range(count):
         with engine.cache.session() as session:
             logits = engine.forward([Segment(session, tokens, 0, 1)])
-        tokens += choose(logits, [len(tokens)], [sampling])
+        tokens += choose(logits, [Context(tokens, len(tokens), len(PROMPT))], [sampling])
     return tuple(tokens[len(history) :])
 
 
@@ -49,26 +55,26 @@ def test_guesses_are_what_the_model_would_write(sampling: SamplingParams) -> Non
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED])
 def test_after_a_full_acceptance_it_drafts_as_a_fresh_one_does(sampling: SamplingParams) -> None:
     used = Drafter(model())
-    guesses = used.draft(PROMPT, 4, sampling)
-    history = (*PROMPT, *guesses, 99)  # all accepted; 99 is the target's bonus token
-    assert used.draft(history, 4, sampling) == fresh(history, 4, sampling)
+    made = guesses(used, PROMPT, 4, sampling)
+    history = (*PROMPT, *made, 99)  # all accepted; 99 is the target's bonus token
+    assert guesses(used, history, 4, sampling) == fresh(history, 4, sampling)
 
 
 def test_nothing_is_guessed_after_an_end() -> None:
     whole = fresh(PROMPT, 6, GREEDY)
     used = Drafter(model())
-    cut = used.draft(PROMPT, 6, GREEDY, {whole[2]})
-    assert cut == whole[: whole.index(whole[2]) + 1]
+    cut = used.draft(PROMPT, 6, GREEDY, prompt_length=len(PROMPT), ends={whole[2]})
+    assert cut.token_ids == whole[: whole.index(whole[2]) + 1]
     history = (*PROMPT, *whole[:1])
-    assert used.draft(history, 4, GREEDY) == fresh(history, 4, GREEDY)
+    assert guesses(used, history, 4) == fresh(history, 4, GREEDY)
 
 
 def test_rounds_without_drafts_leave_nothing_stale() -> None:
     used = Drafter(model())
-    used.draft(PROMPT, 3, GREEDY)
-    assert used.draft((*PROMPT, 50), 0, GREEDY) == ()
+    guesses(used, PROMPT, 3)
+    assert guesses(used, (*PROMPT, 50), 0) == ()
     history = (*PROMPT, 50, 51, 52)
-    assert used.draft(history, 3, GREEDY) == fresh(history, 3, GREEDY)
+    assert guesses(used, history, 3) == fresh(history, 3, GREEDY)
 
 
 @settings(max_examples=25, deadline=None)
@@ -81,23 +87,23 @@ def test_whatever_was_accepted_it_drafts_as_a_fresh_one_does(
     used = Drafter(model())
     history = PROMPT
     for count, accepted, own in rounds:
-        guesses = used.draft(history, count, GREEDY)
-        assert guesses == fresh(history, count, GREEDY)
-        history = (*history, *guesses[:accepted], own)
+        made = guesses(used, history, count)
+        assert made == fresh(history, count, GREEDY)
+        history = (*history, *made[:accepted], own)
     used.model.cache.check_integrity()
 
 
 def test_another_text_begins_where_it_differs() -> None:
     used = Drafter(model())
-    used.draft(PROMPT, 4, GREEDY)
+    guesses(used, PROMPT, 4)
     other = (*PROMPT[:10], 77, 78)
-    assert used.draft(other, 4, GREEDY) == fresh(other, 4, GREEDY)
-    assert used.draft(other[:5], 4, GREEDY) == fresh(other[:5], 4, GREEDY)
+    assert guesses(used, other, 4) == fresh(other, 4, GREEDY)
+    assert guesses(used, other[:5], 4) == fresh(other[:5], 4, GREEDY)
 
 
 def test_a_reset_computes_the_whole_history_again(monkeypatch: pytest.MonkeyPatch) -> None:
     used = Drafter(model())
-    used.draft(PROMPT, 1, GREEDY)
+    guesses(used, PROMPT, 1)
     read: list[int] = []
     forward = used.model.forward
 
@@ -106,9 +112,9 @@ def test_a_reset_computes_the_whole_history_again(monkeypatch: pytest.MonkeyPatc
         return forward(segments)
 
     monkeypatch.setattr(used.model, "forward", counting)
-    used.draft(PROMPT, 1, GREEDY)
+    guesses(used, PROMPT, 1)
     used.reset()
-    used.draft(PROMPT, 1, GREEDY)
+    guesses(used, PROMPT, 1)
     assert read == [1, len(PROMPT)]
 
 
@@ -121,9 +127,9 @@ def test_a_long_prompt_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 def test_it_stops_where_its_own_context_ends() -> None:
     engine = LanguageModel(loaded(tiny_llama(max_position_embeddings=24)), cache_tokens=64)
     used = Drafter(engine)
-    assert len(used.draft(PROMPT, 10, GREEDY)) == 4
-    assert used.draft((*PROMPT, 1, 1, 1, 1), 10, GREEDY) == ()
-    assert used.draft((*PROMPT, 1, 1, 1, 1, 1, 1), 10, GREEDY) == ()
+    assert len(guesses(used, PROMPT, 10)) == 4
+    assert guesses(used, (*PROMPT, 1, 1, 1, 1), 10) == ()
+    assert guesses(used, (*PROMPT, 1, 1, 1, 1, 1, 1), 10) == ()
 
 
 def test_an_edge_model_is_float32_on_the_cpu(tiny_pair: Pair) -> None:

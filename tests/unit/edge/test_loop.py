@@ -14,6 +14,7 @@ from common.stopping import Stopper
 from common.types import Draft, FinishReason, OpenSession, StopParams
 from edge_client.draft_length import FixedDraftLength
 from edge_client.loop import Step, speculate
+from edge_client.policy import PLAIN
 from edge_client.session import ClientSession
 from tests.unit.edge.pair import (
     CONTEXT,
@@ -37,6 +38,7 @@ def run(stream: PairedStream, *, length: int = 4, wrong: int | None = None) -> I
         stream,
         Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
         FixedDraftLength(length, max_draft_tokens=8),
+        PLAIN,
         GREEDY,
         Clock(),
     )
