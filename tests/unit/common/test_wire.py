@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from common import wire
 from common.errors import HandshakeError, InvalidRequestError, PrecisionError
 from common.types import (
+    MAX_WEIGHT,
     Draft,
+    DraftDistribution,
     FinishReason,
     GeneratedTokens,
     GenerateMode,
@@ -24,6 +27,8 @@ from common.types import (
     StepTiming,
     StopParams,
     Verdict,
+    VerificationMode,
+    VerificationParams,
 )
 from outrider.v1 import verifier_pb2 as pb
 
@@ -31,7 +36,11 @@ LIMITS = wire.WireLimits(vocab_size=100, max_draft_tokens=3)
 PEER = Peer("1.0", "f" * 64, 100, "float32")
 TIMING = StepTiming(1, 2, 3, 4, 5, 6, 7, 8)
 OPENING = OpenSession(
-    PEER, (1, 99), SamplingParams(0.5, 5, 0.75, 2**64 - 1), StopParams(9, (3,), ("é",)), (7,)
+    PEER,
+    (1, 99),
+    SamplingParams(0.5, 5, 0.75, 2**64 - 1, 0.25, 1.5, -0.5, 0.125),
+    StopParams(9, (3,), ("é",)),
+    (7,),
 )
 INFO = ServerInfo(
     "1.0", "0.1", "m", "a", "b", 100, "float32", "float32", "bfloat16", "cpu", 64, (0, 1),
@@ -42,6 +51,18 @@ CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
     (OPENING, wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
     (Draft(1, 2, 3, (4, 5, 6), (7,)), wire.draft_to_proto,
      lambda m: wire.draft_from_proto(m, LIMITS)),
+    *(
+        (replace(OPENING, verification=rule), wire.open_to_proto,
+         lambda m: wire.open_from_proto(m, LIMITS))
+        for rule in (
+            VerificationParams(gated=True), VerificationParams(VerificationMode.REJECTION),
+            VerificationParams(VerificationMode.RANK, rank_threshold=3, gated=True),
+            VerificationParams(VerificationMode.TYPICAL, typical_threshold=0.5, typical_alpha=2.0),
+        )
+    ),
+    (Draft(1, 2, 3, (4, 5), distributions=(
+        DraftDistribution((4, 9), (MAX_WEIGHT, 1)), DraftDistribution((5,), (258,)))),
+     wire.draft_to_proto, lambda m: wire.draft_from_proto(m, LIMITS)),
     (Draft(1, 2, 3), wire.draft_to_proto, lambda m: wire.draft_from_proto(m, LIMITS)),
     *(
         (Verdict(1, 2, outcome, 3, 4, next_token, reason, TIMING), wire.verdict_to_proto,
@@ -78,6 +99,10 @@ def opened(**change: Any) -> pb.OpenSession:
     for field, value in change.items():
         message.MergeFrom(pb.OpenSession(**{field: value}))
     return message
+
+
+def ruled(mode: VerificationMode) -> OpenSession:
+    return replace(OPENING, verification=VerificationParams(mode))
 
 
 @pytest.mark.parametrize(
@@ -133,11 +158,28 @@ def opened(**change: Any) -> pb.OpenSession:
             ),
             "confirmed_token_ids holds 100",
         ),
-        (lambda: wire.generate_from_proto(pb.GenerateRequest(), LIMITS), "mode is 0"),
-        (lambda: wire.score_from_proto(pb.ScoreRequest(), LIMITS, 9), "holds 0 tokens"),
+        (
+            lambda: wire.generate_from_proto(pb.GenerateRequest(open=opened()), LIMITS),
+            "mode is 0",
+        ),
+        (
+            lambda: wire.generate_from_proto(
+                wire.generate_to_proto(GenerateMode.STOCK, ruled(VerificationMode.RANK)), LIMITS
+            ),
+            "a cloud arm verifies nothing",
+        ),
+        (lambda: wire.score_from_proto(pb.ScoreRequest(), LIMITS, 9), "holds 0 and"),
         (
             lambda: wire.score_from_proto(wire.score_to_proto([1] * 10, [1]), LIMITS, 9),
-            "holds 10 tokens; it must hold 1 to 9",
+            "holds 10 and .* at most 9",
+        ),
+        (
+            lambda: wire.score_from_proto(wire.score_to_proto([1] * 5, text=[1] * 5), LIMITS, 9),
+            "holds 5 and text_token_ids 5 tokens",
+        ),
+        (
+            lambda: wire.score_from_proto(wire.score_to_proto([1], text=[100]), LIMITS, 9),
+            "text_token_ids holds 100",
         ),
         (
             lambda: wire.score_from_proto(wire.score_to_proto([1], [100]), LIMITS, 9),
@@ -149,6 +191,65 @@ def opened(**change: Any) -> pb.OpenSession:
 def test_what_breaks_the_protocol_is_named(read: Callable[[], object], message: str) -> None:
     with pytest.raises(InvalidRequestError, match=message):
         read()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"min_p": 1.5}, "min_p is 1.5"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty is -1"),
+        ({"presence_penalty": 101.0}, "presence_penalty is 101"),
+        ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
+    ],
+)
+def test_sampling_out_of_range_is_named(change: dict[str, float], message: str) -> None:
+    sampling = pb.SamplingParams(**change)  # type: ignore[arg-type]
+    with pytest.raises(InvalidRequestError, match=message):
+        wire.open_from_proto(opened(sampling=sampling), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ({"mode": 9}, "verification.mode is 9"),
+        ({"mode": pb.VERIFICATION_MODE_RANK}, "rank_threshold is 0"),
+        (
+            {"mode": pb.VERIFICATION_MODE_TYPICAL, "typical_threshold": 2, "typical_alpha": 1},
+            "typical_threshold is 2",
+        ),
+        (
+            {"mode": pb.VERIFICATION_MODE_TYPICAL, "typical_threshold": 0.5},
+            "typical_alpha 0.0; both must be above 0",
+        ),
+    ],
+)
+def test_a_rule_that_lacks_its_numbers_is_named(rule: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message):
+        wire.open_from_proto(opened(verification=pb.VerificationParams(**rule)), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"candidate_counts": [2]}, "holds 1 numbers for 2 draft_token_ids"),
+        ({"candidate_counts": [2, 0]}, "holds 0 to 2; each must lie in"),
+        ({"candidate_counts": [2, 1025]}, "holds 2 to 1025"),
+        ({"candidate_token_ids": [4, 9, 100]}, "candidate_token_ids holds 100"),
+        ({"candidate_token_ids": [4, 9]}, "come to 3, but there are 2"),
+        ({"candidate_weights": bytes(5)}, "and 5 bytes of candidate_weights"),
+        ({"candidate_token_ids": [3, 9, 5]}, "candidates of guess 4 must hold it"),
+        ({"candidate_token_ids": [4, 4, 5]}, "hold no id twice"),
+        ({"candidate_weights": bytes(6)}, "weigh at least 1"),
+    ],
+)
+def test_candidates_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:
+    origins = (DraftDistribution((4, 9), (7, 1)), DraftDistribution((5,), (MAX_WEIGHT,)))
+    request = wire.draft_to_proto(Draft(1, 2, 0, (4, 5), distributions=origins))
+    for field in change:
+        request.ClearField(field)  # type: ignore[arg-type]
+    request.MergeFrom(pb.VerifyRequest(**change))
+    with pytest.raises(InvalidRequestError, match=message):
+        wire.draft_from_proto(request, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -180,3 +281,27 @@ def test_a_drafted_token_takes_three_bytes_and_the_list_two_more(
     bare = wire.draft_to_proto(Draft(1, 1000, 3)).ByteSize()
     full = wire.draft_to_proto(Draft(1, 1000, 3, tuple(tokens))).ByteSize()
     assert full - bare <= 2 + 3 * len(tokens)
+
+
+@given(
+    st.lists(
+        st.dictionaries(
+            st.integers(0, 151_935), st.integers(1, MAX_WEIGHT), min_size=1, max_size=32
+        ),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_candidate_takes_five_bytes_and_is_counted(tables: list[dict[int, int]]) -> None:
+    origins = tuple(DraftDistribution(tuple(t), tuple(t.values())) for t in tables)
+    guesses = tuple(next(iter(table)) for table in tables)
+    bare = wire.draft_to_proto(Draft(1, 1000, 3, guesses))
+    full = wire.draft_to_proto(Draft(1, 1000, 3, guesses, distributions=origins))
+    counted = wire.distributions_bytes(origins)
+    assert full.ByteSize() - bare.ByteSize() == counted
+    assert counted <= 12 + len(tables) + 5 * sum(map(len, tables))
+    assert wire.draft_from_proto(full, wire.WireLimits(151_936, 8)).distributions == origins
+
+
+def test_the_exact_rule_takes_no_bytes() -> None:
+    assert not wire.open_to_proto(OPENING).verification.ByteSize()

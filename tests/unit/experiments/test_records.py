@@ -203,6 +203,8 @@ def test_a_failure_measures_nothing_and_says_why() -> None:
         "error",
         "schema_version",
         "prompt_token_ids",
+        "verification",
+        "lossless",
     }
     assert record.prompt_tokens == 2
 
