@@ -69,7 +69,7 @@ class CloudModel(LanguageModel):
         super().__init__(loaded, cache_tokens)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
     """Runs `tokens` of one session through the target and answers a check over the last of them.
 

@@ -9,6 +9,7 @@ microseconds, so that a hundred thousand samples are a matter of seconds.
 
 from __future__ import annotations
 
+import gc
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -46,7 +47,7 @@ from edge_client.policy import PLAIN, Drafted, DraftPolicy
 from edge_client.session import ClientSession
 from tests.enumeration import EOS, LENGTH, PROMPT, Floats, Output, row_of
 
-SIDE_BY_SIDE = 4096
+SIDE_BY_SIDE = 1024
 AT_ONE = SamplingParams(temperature=1.0)
 CONTEXT = 32
 PEER = Peer("", "", 0, "")
@@ -173,6 +174,8 @@ class Server:
 
     def step(self) -> bool:
         """Judges all drafts that wait and goes on with their sessions; returns whether any did."""
+        if self.engine._inbox.empty():
+            return False  # taking it in would wait for somebody to put something there
         self.engine._take_inbox()
         self.engine.step()
         if self.failures:
@@ -237,7 +240,7 @@ def write(setup: Setup, seeds: Sequence[int]) -> Written:
     for start in range(0, len(seeds), SIDE_BY_SIDE):
         server = Server(setup.target)
         model = TableModel(setup.draft)
-        with _gathering() as gathered:
+        with _without_gc(), _gathering() as gathered:
             for index in range(start, min(start + SIDE_BY_SIDE, len(seeds))):
                 greenlet(_generate).switch(setup, server, model, seeds[index], index, written)
             while any(function.answer() for function in gathered) or server.step():
@@ -277,6 +280,16 @@ def _gathering() -> Iterator[list[Gathered]]:
         patch.setattr(guess, "choose", choices)
         patch.setattr(guess, "drawn_guesses", draws)
         yield [choices, draws]
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    """Spares the collector a look at a thousand stacks again and again; nearly half the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _wait() -> Any:

@@ -246,7 +246,7 @@ def test_candidates_that_do_not_fit_are_named(change: dict[str, Any], message: s
     origins = (DraftDistribution((4, 9), (7, 1)), DraftDistribution((5,), (MAX_WEIGHT,)))
     request = wire.draft_to_proto(Draft(1, 2, 0, (4, 5), distributions=origins))
     for field in change:
-        request.ClearField(field)  # type: ignore[arg-type]
+        request.ClearField(field)
     request.MergeFrom(pb.VerifyRequest(**change))
     with pytest.raises(InvalidRequestError, match=message):
         wire.draft_from_proto(request, LIMITS)
