@@ -50,6 +50,70 @@ def test_three_arms_write_one_text(server: Server, tiny_pair: Pair, flags: tuple
     assert stats["rounds"] < 24
 
 
+def test_a_sampled_text_outlives_the_server(tiny_pair: Pair) -> None:
+    """The same in all arms, before and after a restart: nothing but the seed decides."""
+    written = set()
+    for _ in range(2):
+        with serving(tiny_pair.target) as server:
+            for arm in CLOUD_ARMS:
+                answer = generate(
+                    server.address, tiny_pair.draft, "One day, she", "--arm", arm,
+                    "--max-new-tokens", "16", "--temperature", "0.8", "--seed", "7",
+                )  # fmt: skip
+                assert answer["stats"]["seed"] == 7
+                written.add(tuple(answer["token_ids"]))
+    assert len(written) == 1
+
+
+def test_a_seed_that_was_drawn_is_reported_and_replays_the_text(
+    server: Server, tiny_pair: Pair
+) -> None:
+    flags = ("--temperature", "1.2", "--max-new-tokens", "16", "--ignore-eos")
+    first, second = (generate(server.address, tiny_pair.draft, "A cat", *flags) for _ in range(2))
+    assert first["token_ids"] != second["token_ids"]
+    again = generate(
+        server.address, tiny_pair.draft, "A cat", *flags, "--seed", str(first["stats"]["seed"])
+    )
+    assert again["token_ids"] == first["token_ids"]
+
+
+@pytest.mark.parametrize("mode", ["rejection", "rank", "typical"])
+def test_other_modes_run_are_labelled_and_repeat_with_their_seed(
+    mode: str, server: Server, tiny_pair: Pair
+) -> None:
+    flags = (
+        "generate", "--server", server.address, "--draft", str(tiny_pair.draft),
+        "--prompt", "A cat",
+        "--temperature", "1.0", "--seed", "3", "--max-new-tokens", "16", "--ignore-eos", "--json",
+        "--set", f"verification.mode={mode}",
+    )  # fmt: skip
+    first, second = edge(*flags), edge(*flags)
+    answer, again = json.loads(first.stdout), json.loads(second.stdout)
+    assert answer["token_ids"] == again["token_ids"]
+    assert len(answer["token_ids"]) == 16
+    lossless = mode == "rejection"
+    assert answer["stats"]["lossless"] is lossless
+    assert answer["stats"]["verification"]["mode"] == mode
+    assert ("LOSSY" in first.stderr) is not lossless
+    assert (answer["stats"]["draft_probabilities_bytes"] is not None) is lossless
+
+
+def test_a_gate_commits_without_asking_and_says_so(server: Server, tiny_pair: Pair) -> None:
+    result = edge(
+        "generate", "--server", server.address, "--draft", str(tiny_pair.draft),
+        "--prompt", "A cat",
+        "--max-new-tokens", "16", "--ignore-eos", "--json",
+        "--set", "gate.kind=logprob", "--set", "gate.threshold=-100",
+    )  # fmt: skip
+    stats = json.loads(result.stdout)["stats"]
+    assert (
+        "LOSSY: speculative commits tokens without asking (logprob >= -100 nats)" in result.stderr
+    )
+    assert (stats["num_unverified_tokens"], stats["unasked_blocks"]) == (15, 4)
+    assert stats["rounds"] == 1  # the last token is never drafted, so somebody has to be asked
+    assert stats["cloud_call_rate"] == 0.2
+
+
 @pytest.mark.timeout(300)
 def test_eight_clients_share_forwards_and_each_has_its_own_text(
     server: Server, tiny_pair: Pair
