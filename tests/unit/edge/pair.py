@@ -205,4 +205,4 @@ class ScriptedDrafter:
             if tokens[-1] in ends:
                 break
         guesses = tuple(tokens[len(history) :])
-        return Drafted(guesses, sure=self.sure(guesses))
+        return Drafted(guesses, sure=bool(guesses) and self.sure(guesses))

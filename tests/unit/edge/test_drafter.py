@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -14,6 +15,7 @@ from common.lm.sampling import Context, choose
 from common.types import SamplingParams
 from edge_client import EdgeModel, drafter
 from edge_client.drafter import Drafter
+from edge_client.policy import PLAIN, Doubt, Drafted, DraftPolicy, Gate
 from tests.models import Pair, language_model, loaded, tiny_llama
 
 GREEDY = SamplingParams()
@@ -144,3 +146,50 @@ def test_an_edge_model_of_another_dtype_says_so(tiny_pair: Pair) -> None:
     edge = EdgeModel(str(tiny_pair.draft), dtype="bfloat16")
     assert edge.dtype is torch.bfloat16
     assert edge.peer.dtype == "bfloat16"
+
+
+def drafted(policy: DraftPolicy, sampling: SamplingParams = SAMPLED, count: int = 6) -> Drafted:
+    return Drafter(model()).draft(PROMPT, count, sampling, prompt_length=len(PROMPT), policy=policy)
+
+
+def confidences(token_ids: Sequence[int]) -> list[float]:
+    """Returns what the model, asked without a cache, gives each of the tokens after the prompt."""
+    engine, tokens = model(), [*PROMPT, *token_ids]
+    with engine.cache.session() as session:
+        rows = engine.forward([Segment(session, tokens[:-1], 0, len(token_ids))])
+    shares = rows.double().softmax(-1)
+    return [float(shares[row, token]) for row, token in enumerate(token_ids)]
+
+
+def test_a_draft_ends_with_the_first_guess_the_model_doubts() -> None:
+    whole = drafted(PLAIN).token_ids
+    sure = confidences(whole)
+    least, next_to_it = sorted(sure[:-1])[:2]
+    threshold = (least + next_to_it) / 2
+    first = sure.index(least)
+    made = drafted(DraftPolicy(min_confidence=threshold))
+    assert made.token_ids == whole[: first + 1]
+    assert len(made.token_ids) < len(whole)
+
+
+def test_drawn_guesses_come_with_what_each_was_drawn_from() -> None:
+    made = drafted(DraftPolicy(candidates=5))
+    assert len(made.token_ids) == len(made.distributions) == 6
+    for guess, origin in zip(made.token_ids, made.distributions, strict=True):
+        assert guess in origin.token_ids
+        assert len(origin.token_ids) == 5
+
+
+def test_greedy_guesses_need_not_be_drawn() -> None:
+    made = drafted(DraftPolicy(candidates=5), GREEDY)
+    assert made == drafted(PLAIN, GREEDY)
+    assert made.distributions == ()
+
+
+def test_a_block_is_sure_when_every_guess_of_it_is() -> None:
+    sure = confidences(drafted(PLAIN).token_ids)
+    least = math.log(min(sure))
+    assert drafted(DraftPolicy(gate=Gate(Doubt.LOGPROB, least - 1e-3))).sure
+    assert not drafted(DraftPolicy(gate=Gate(Doubt.LOGPROB, least + 1e-3))).sure
+    assert not drafted(PLAIN).sure
+    assert not drafted(DraftPolicy(gate=Gate(Doubt.LOGPROB, -1e9)), count=0).sure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import pytest
@@ -140,3 +140,65 @@ def test_epochs_rise_with_rejections() -> None:
         assert draft.epoch == rejections
         rejections += step.num_accepted_tokens != step.num_draft_tokens
     assert rejections > 1
+
+
+def gated(
+    stream: PairedStream, sure: Callable[[tuple[int, ...]], bool], wrong: int | None = None
+) -> list[Step]:
+    prompt = stream.opening.prompt_token_ids
+    return list(
+        speculate(
+            ClientSession(prompt),
+            ScriptedDrafter(wrong, sure),
+            stream,
+            Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
+            FixedDraftLength(4, max_draft_tokens=8),
+            PLAIN,
+            GREEDY,
+            Clock(),
+        )
+    )
+
+
+def test_a_sure_block_is_committed_and_told_with_the_next_request() -> None:
+    stop = StopParams(12)
+    stream = opened(stop)
+    answers = iter([True, False, True, False])
+    steps = gated(stream, lambda _: next(answers))
+    assert tokens(steps) == undisturbed(PROMPT, stop)  # this draft happens to be right
+    assert [step.asked for step in steps] == [False, True, False, True]
+    assert [len(draft.token_ids) for draft in stream.sent] == [4, 0]
+    asked, last = stream.sent
+    assert asked.position == len(PROMPT)
+    assert asked.confirmed_token_ids == tokens(steps)[:4]
+    assert last.confirmed_token_ids == tokens(steps)[9:11]
+    committed = steps[0]
+    assert (committed.num_draft_tokens, committed.num_accepted_tokens) == (4, None)
+    assert (committed.elapsed_ns, committed.bytes_up, committed.timing) == (None, None, None)
+    assert steps[-1].finish_reason is FinishReason.MAX_NEW_TOKENS
+
+
+def test_a_gate_lets_pass_what_is_wrong() -> None:
+    stop = StopParams(12)
+    steps = gated(opened(stop), lambda _: True, wrong=3)
+    assert len(tokens(steps)) == 12
+    assert tokens(steps) != undisturbed(PROMPT, stop)
+
+
+def test_an_eos_in_a_committed_block_ends_the_text_without_a_request() -> None:
+    prompt = tuple(range(200, 238))  # the target ends at position 40
+    stream = opened(StopParams(20), prompt)
+    steps = gated(stream, lambda _: True)
+    assert stream.sent == []
+    assert steps[-1].finish_reason is FinishReason.EOS
+    assert tokens(steps) == undisturbed(prompt, StopParams(20))
+
+
+@given(st.lists(st.booleans(), min_size=30, max_size=30), st.integers(1, 40))
+def test_what_was_committed_is_what_the_server_goes_on_from(
+    sure: list[bool], max_new_tokens: int
+) -> None:
+    """With a draft that is right, no pattern of asking changes the text."""
+    stop = StopParams(max_new_tokens)
+    stream, answers = opened(stop), iter(sure)
+    assert tokens(gated(stream, lambda _: next(answers, False))) == undisturbed(PROMPT, stop)
