@@ -81,6 +81,15 @@ class SessionPairMachine(RuleBasedStateMachine):
         assert self.in_flight.epoch == self.rejections
         assert self.in_flight.position == self.reach
 
+    @precondition(lambda self: self.client.state is State.READY)
+    @rule(count=st.integers(1, 5))
+    def commit(self, count: int) -> None:
+        """Takes tokens without asking, as a gate does that happens to be right."""
+        held = len(self.client.history)
+        certain = tuple(t for t in self.truth[held : held + count] if t != EOS)
+        self.client.commit(certain)
+        assert self.client.history == self.truth[: held + len(certain)]
+
     @precondition(lambda self: self.client.state is State.WAITING)
     @rule()
     def answer(self) -> None:
@@ -152,8 +161,12 @@ class SessionPairMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.client.state is not State.READY)
     @rule()
     def draft_out_of_turn(self) -> None:
+        before = self.client.history
         with pytest.raises(InternalError):
             self.client.next_draft(())
+        with pytest.raises(InternalError):
+            self.client.commit((1,))
+        assert self.client.history == before
 
     @invariant()
     def the_text_is_the_targets(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,6 +13,7 @@ from cloud_server.sessions import TargetSession
 from common.errors import InvalidRequestError, PromptError
 from common.types import (
     Draft,
+    DraftDistribution,
     FinishReason,
     OpenSession,
     Outcome,
@@ -18,6 +21,8 @@ from common.types import (
     SamplingParams,
     StopParams,
     Verdict,
+    VerificationMode,
+    VerificationParams,
 )
 
 VOCAB = 5
@@ -196,3 +201,38 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
         TargetSession(
             opening(), context_length=3, model_eos=(), detokenizer=lambda: lambda token: ""
         )
+
+
+ORIGIN = DraftDistribution((1,), (1,))
+
+
+@pytest.mark.parametrize(
+    ("mode", "temperature", "origins", "needed"),
+    [
+        (VerificationMode.REJECTION, 1.0, (), 2),
+        (VerificationMode.REJECTION, 1.0, (ORIGIN,), 2),
+        (VerificationMode.REJECTION, 0.0, (ORIGIN, ORIGIN), 0),
+        (VerificationMode.COUPLED, 1.0, (ORIGIN, ORIGIN), 0),
+    ],
+)
+def test_guesses_say_what_they_were_drawn_from_where_the_rule_needs_it_and_nowhere_else(
+    mode: VerificationMode, temperature: float, origins: tuple[DraftDistribution, ...], needed: int
+) -> None:
+    held = TargetSession(
+        replace(
+            opening(),
+            sampling=SamplingParams(temperature),
+            verification=VerificationParams(mode),
+        ),
+        context_length=CONTEXT,
+        model_eos=(EOS,),
+        detokenizer=lambda: lambda token: "",
+    )
+    draft = Draft(1, len(PROMPT), 3, (1, 1), distributions=origins)
+    with pytest.raises(InvalidRequestError, match=f"by {mode.value} needs {needed}"):
+        held.admit(draft)
+    assert (held.epoch, held.position) == (0, len(PROMPT))
+    right = replace(draft, distributions=(ORIGIN,) * needed)
+    check = held.admit(right)
+    assert isinstance(check, Check)
+    assert check.distributions == right.distributions

@@ -55,6 +55,23 @@ def test_layouts(name: str, tmp_path: Path) -> None:
     assert (prompt.prompt_id, prompt.turns, prompt.category) == (prompt_id, turns, category)
 
 
+@pytest.mark.parametrize(
+    ("line", "references"),
+    [
+        ({"prompt": "a"}, [()]),
+        ({"prompt": "a", "reference": "b"}, [("b",)]),
+        ({"prompt": "a", "reference": ["b", None, "c"]}, [("b", "c")]),
+        ({"turns": ["a", "a"], "reference": ["b"]}, [("b",), ()]),
+        ({"turns": ["a", "a"], "reference": [None, "c"]}, [(), ("c",)]),
+    ],
+)
+def test_references_belong_to_their_turns(
+    line: dict[str, object], references: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    (prompt,) = read_prompts(write(tmp_path, line))
+    assert [prompt.references_of(turn) for turn in range(len(references))] == references
+
+
 def test_later_turns_hold_the_answers(tmp_path: Path) -> None:
     (prompt,) = read_prompts(write(tmp_path, {"turns": ["one", "two", "three"]}))
     assert [m["content"] for m in prompt.messages(["first", "second"])] == [
@@ -95,6 +112,10 @@ MALFORMED = {
     '{"id": [], "prompt": "a"}': "must be a string or a whole number",
     '{"id": true, "prompt": "a"}': "must be a string or a whole number",
     '{"category": 1, "prompt": "a"}': "'category' must be a string",
+    '{"reference": 1, "prompt": "a"}': "'reference' must be text, or a list of texts, found 1",
+    '{"reference": ["b", 1], "prompt": "a"}': "'reference' must be text, or a list of texts",
+    '{"reference": ["b", "c"], "turns": ["a"], "prompt": "a"}': "found prompt and turns",
+    '{"reference": ["b", "c", "d"], "turns": ["a", "a"]}': "'reference' has 3 texts for 2 turns",
 }
 
 

@@ -376,3 +376,39 @@ def test_equal_text_is_said(bench: Bench) -> None:
     result = bench.run()
     assert "identical to cloud: 4/4" in result.table
     assert result.summary["exact_match"][-1]["prompts_equal"] == 4
+
+
+def test_texts_are_scored_when_the_run_is_over_and_the_records_rewritten(bench: Bench) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def nats(prompt: Sequence[int], output: Sequence[int]) -> float:
+        assert len(bench.log) == 4 * (len(PROMPTS) + 1)  # all generations, and the warm-up
+        asked.append(tuple(output))
+        return 5.0
+
+    bench.run(text_nats=nats)
+    assert sorted(set(asked)) == [(1, 2), (9, 9)]
+    assert len(asked) == 2 * len(PROMPTS)
+    assert [record["target_nll"] for record in bench.records] == [2.5] * 16
+    assert bench.summary["arms"]["cloud"]["target_nll"]["value"] == 2.5
+    assert "16/16 texts scored" in bench.stderr.getvalue()
+
+
+def test_texts_are_compared_with_their_references(bench: Bench) -> None:
+    lines = [{"prompt": "a", "reference": "<1><2>"}, {"prompt": "b"}]
+    bench.run(lines)
+    by_arm = {record["arm"]: record for record in bench.records if record["prompt_id"] == "line-1"}
+    assert by_arm["cloud"]["chrf"] == pytest.approx(100)
+    assert by_arm["edge"]["chrf"] < 100
+    assert {r["chrf"] for r in bench.records if r["prompt_id"] == "line-2"} == {None}
+    assert bench.summary["arms"]["cloud"]["bleu"] is not None
+    assert bench.summary["quality_off"] is None
+
+
+def test_without_the_libraries_references_are_left_uncompared_and_that_is_said(
+    bench: Bench,
+) -> None:
+    result = bench.run([{"prompt": "a", "reference": "b"}], metrics=lambda: None)
+    assert {record["chrf"] for record in bench.records} == {None}
+    assert "pip install 'outrider[quality]'" in bench.summary["quality_off"]
+    assert "quality metrics are off" in result.table
