@@ -9,26 +9,16 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 
 import pytest
-import torch
 
-from cloud_server.app import describe
-from cloud_server.engine import Engine
-from cloud_server.generate import StockGenerator, StockRequest
-from cloud_server.host import Host
-from cloud_server.metrics import Metrics
+from cloud_server.generate import StockGenerator
 from common.config import CloudSection
-from common.lm import noise, precision
 from common.lm.runner import LanguageModel
-from common.lm.sampling import Context, penalise, truncate
-from common.types import GeneratedTokens, OpenSession, Peer, SamplingParams, StopParams
+from common.types import OpenSession, Peer, SamplingParams, StopParams
 from edge_client.drafter import Drafter
-from edge_client.session import ClientSession
 from tests.models import language_model, loaded, noised_copy, tiny, tiny_llama
+from tests.three_arms import Run, batch, cloud, hosting, parting
 
 ARCHITECTURES = [
     "llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt2", "opt", "phi3",
@@ -37,12 +27,6 @@ ARCHITECTURES = [
 BATCHES, BATCH = 20, 5  # 10 architectures x 20 batches x 5 runs = 1,000
 LIMITS = CloudSection(token_budget=24, prefill_chunk=8, max_draft_tokens=16)
 ROUNDING = 1e-4  # two scores closer than this may change places between batch shapes
-
-
-@dataclass(frozen=True)
-class Run:
-    opening: OpenSession
-    draft_length: int
 
 
 def random_run(rng: random.Random, vocab_size: int) -> Run:
@@ -62,80 +46,6 @@ def random_run(rng: random.Random, vocab_size: int) -> Run:
     return Run(opening, rng.randrange(LIMITS.max_draft_tokens + 1))
 
 
-@contextmanager
-def hosting(target: LanguageModel, limits: CloudSection = LIMITS) -> Iterator[Host]:
-    metrics = Metrics()
-    engine = Engine(
-        target,
-        token_budget=limits.token_budget,
-        prefill_chunk=limits.prefill_chunk,
-        clock=time.monotonic_ns,
-        on_step=metrics.observe_step,
-    )
-    engine.start()
-    info = describe(target, limits, precision.apply_policy())
-    try:
-        yield Host(engine, target.loaded, info, limits, metrics, time.monotonic_ns)
-    finally:
-        engine.stop()
-
-
-async def cloud_optimized(host: Host, run: Run) -> list[int]:
-    async with host.open(run.opening) as live:
-        return [token async for piece in live.decode() for token in piece.token_ids]
-
-
-async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
-    session = ClientSession(run.opening.prompt_token_ids)
-    async with host.open(run.opening) as live:
-        live.prefill()
-        while True:
-            drafted = drafter.draft(
-                session.history,
-                run.draft_length,
-                run.opening.sampling,
-                prompt_length=session.prompt_length,
-            )
-            settled = session.apply(await live.verify(session.next_draft(drafted.token_ids)))
-            if settled.finish_reason is not None:
-                return list(session.history[len(run.opening.prompt_token_ids) :])
-
-
-def cloud(host: Host, stock: StockGenerator, run: Run) -> list[int]:
-    made: list[GeneratedTokens] = []
-    state = host.new_state(run.opening)
-    prompt = run.opening.prompt_token_ids
-    stock.run(StockRequest(prompt, len(prompt), state.sampling, state.stopper, 0, made.append))
-    return [token for piece in made for token in piece.token_ids]
-
-
-async def batch(host: Host, runs: list[Run], drafter: list[Drafter]) -> list[list[int]]:
-    """Runs everything at once, so that decodes, verifies and prompts share forwards."""
-    return await asyncio.gather(
-        *(cloud_optimized(host, run) for run in runs),
-        *(speculative(host, run, d) for run, d in zip(runs, drafter, strict=True)),
-    )
-
-
-@torch.inference_mode()
-def rounding_tie(host: Host, run: Run, expected: list[int], other: list[int]) -> bool:
-    """Whether two texts part at two scores, noise included, that rounding cannot tell apart."""
-    at = next(i for i, (a, b) in enumerate(zip(expected, other, strict=False)) if a != b)
-    prompt, sampling = run.opening.prompt_token_ids, run.opening.sampling
-    tokens = [*prompt, *expected[:at]]
-    context = Context(tokens, len(tokens), len(prompt))
-    scores = host.loaded.model(torch.tensor([tokens])).logits[:, -1]
-    scores = penalise(scores, [context], [sampling])
-    if sampling.temperature:
-        scores = truncate(scores, [sampling])
-        blocks = torch.arange(scores.shape[1] // 4)
-        words = noise._words(
-            [sampling.seed], [len(tokens)], torch.zeros_like(blocks), blocks, noise.Stream.CHOICE
-        )
-        scores = scores + noise._rough_gumbel(words).flatten()
-    return bool(abs(scores[0, expected[at]] - scores[0, other[at]]) < ROUNDING)
-
-
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_hundred_random_runs_an_architecture(architecture: str) -> None:
     target = language_model(architecture, cache_tokens=2048)
@@ -144,7 +54,7 @@ def test_a_hundred_random_runs_an_architecture(architecture: str) -> None:
     drafters = [Drafter(draft) for _ in range(BATCH)]
     stock = StockGenerator(target.stock, target.loaded.vocab_size, time.monotonic_ns)
     ties = 0
-    with hosting(target) as host:
+    with hosting(target, LIMITS) as host:
         for _ in range(BATCHES):
             runs = [random_run(rng, target.loaded.vocab_size) for _ in range(BATCH)]
             texts = asyncio.run(batch(host, runs, drafters))
@@ -153,7 +63,8 @@ def test_a_hundred_random_runs_an_architecture(architecture: str) -> None:
                 assert len(expected) >= 1
                 for text in (optimized, drafted):
                     if text != expected:
-                        assert rounding_tie(host, run, expected, text), (run, expected, text)
+                        found = parting(host, run, expected, text)
+                        assert found.gap < ROUNDING, (run, expected, text, found)
                         ties += 1
         steps = host.metrics.registry.get_sample_value("outrider_iteration_sessions_count")
         seats = host.metrics.registry.get_sample_value("outrider_iteration_sessions_sum")

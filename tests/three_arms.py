@@ -1,0 +1,112 @@
+"""The three arms that use the target, in one process: all is real but the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from cloud_server.app import describe
+from cloud_server.engine import Engine
+from cloud_server.generate import StockGenerator, StockRequest
+from cloud_server.host import Host
+from cloud_server.metrics import Metrics
+from common.config import CloudSection
+from common.lm import noise, precision
+from common.lm.runner import LanguageModel
+from common.lm.sampling import Context, penalise, truncate
+from common.types import GeneratedTokens, OpenSession
+from edge_client.drafter import Drafter
+from edge_client.session import ClientSession
+
+
+@dataclass(frozen=True)
+class Run:
+    opening: OpenSession
+    draft_length: int
+
+
+@contextmanager
+def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
+    metrics = Metrics()
+    engine = Engine(
+        target,
+        token_budget=limits.token_budget,
+        prefill_chunk=limits.prefill_chunk,
+        clock=time.monotonic_ns,
+        on_step=metrics.observe_step,
+    )
+    engine.start()
+    info = describe(target, limits, precision.apply_policy())
+    try:
+        yield Host(engine, target.loaded, info, limits, metrics, time.monotonic_ns)
+    finally:
+        engine.stop()
+
+
+async def cloud_optimized(host: Host, run: Run) -> list[int]:
+    async with host.open(run.opening) as live:
+        return [token async for piece in live.decode() for token in piece.token_ids]
+
+
+async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
+    session = ClientSession(run.opening.prompt_token_ids)
+    async with host.open(run.opening) as live:
+        live.prefill()
+        while True:
+            drafted = drafter.draft(
+                session.history,
+                run.draft_length,
+                run.opening.sampling,
+                prompt_length=session.prompt_length,
+            )
+            settled = session.apply(await live.verify(session.next_draft(drafted.token_ids)))
+            if settled.finish_reason is not None:
+                return list(session.history[len(run.opening.prompt_token_ids) :])
+
+
+def cloud(host: Host, stock: StockGenerator, run: Run) -> list[int]:
+    made: list[GeneratedTokens] = []
+    state = host.new_state(run.opening)
+    prompt = run.opening.prompt_token_ids
+    stock.run(StockRequest(prompt, len(prompt), state.sampling, state.stopper, 0, made.append))
+    return [token for piece in made for token in piece.token_ids]
+
+
+async def batch(host: Host, runs: list[Run], drafter: list[Drafter]) -> list[list[int]]:
+    """Runs everything at once, so that decodes, verifies and prompts share forwards."""
+    return await asyncio.gather(
+        *(cloud_optimized(host, run) for run in runs),
+        *(speculative(host, run, d) for run, d in zip(runs, drafter, strict=True)),
+    )
+
+
+@dataclass(frozen=True)
+class Parting:
+    """Is where two texts part: the index in the output, and how far apart the two scores are."""
+
+    index: int
+    gap: float
+
+
+@torch.inference_mode()
+def parting(host: Host, run: Run, expected: Sequence[int], other: Sequence[int]) -> Parting:
+    """Finds where two texts part; the scores are the stock module's, noise included."""
+    at = next(i for i, (a, b) in enumerate(zip(expected, other, strict=False)) if a != b)
+    prompt, sampling = run.opening.prompt_token_ids, run.opening.sampling
+    tokens = [*prompt, *expected[:at]]
+    context = Context(tokens, len(tokens), len(prompt))
+    scores = host.loaded.model(torch.tensor([tokens])).logits[:, -1]
+    scores = penalise(scores, [context], [sampling])
+    if sampling.temperature:
+        scores = truncate(scores, [sampling])
+        blocks = torch.arange(-(-scores.shape[1] // 4))
+        words = noise._words(
+            [sampling.seed], [len(tokens)], torch.zeros_like(blocks), blocks, noise.Stream.CHOICE
+        )
+        scores = scores + noise._rough_gumbel(words).flatten()[: scores.shape[1]]
+    return Parting(at, abs(float(scores[0, expected[at]] - scores[0, other[at]])))
