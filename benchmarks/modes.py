@@ -169,8 +169,8 @@ Token match compares position by position, so it falls for good after the first 
 chrF and ROUGE-L compare the texts as texts.
 At temperature 0 the cloud takes the likeliest token at every step, so text that departs from it is
 as a rule less likely to the target: the difference of the last two columns is the price in nats a
-token. At temperature 1 a rule that prefers likely tokens can come out *below* the cloud's figure: its
-text is too sure of itself, which is no gain but another distribution.
+token. At temperature 1 a rule that prefers likely tokens can come out *below* the cloud's figure:
+its text is too sure of itself, which is no gain but another distribution.
 """
 
 
