@@ -160,7 +160,8 @@ def rate(found: Count) -> str:
 def table_of(counts: Sequence[tuple[str, Count]]) -> Table:
     """Returns divergences by model."""
     table = Table("model", "tokens compared", "divergences", "a million tokens",
-                  "largest gap there", "largest error of a logit", "positions closer than twice that")  # fmt: skip
+                  "largest gap there", "largest error of a logit",
+                  "positions closer than twice that")  # fmt: skip
     together = Count()
     for name, found in counts:
         together.add(found)
@@ -236,11 +237,11 @@ def attention_differs() -> tuple[int, int]:
 
 PAGE = """# Where rounding decides
 
-Made by `python -m benchmarks.divergence`. Texts of `cloud_optimized` and `speculative` against that
-of `cloud`, up to the first token that differs: prompts of 1 to 60 tokens, 64 new ones, temperatures
-0, 0.7 and 1, draft lengths 0 to 8, ragged batches of twelve sessions, prompts in chunks of 16. The
-models with architectures' names are random, with logits that vary strongly; one has weights so small
-that its logits lie close together.
+Made by `python -m benchmarks.divergence`. Texts of `cloud_optimized` and `speculative` against
+that of `cloud`, up to the first token that differs: prompts of 1 to 60 tokens, 64 new ones,
+temperatures 0, 0.7 and 1, draft lengths 0 to 8, ragged batches of twelve sessions, prompts in
+chunks of 16. The models with architectures' names are random, with logits that vary strongly; one
+has weights so small that its logits lie close together.
 
 {environment}
 
@@ -254,26 +255,27 @@ The same models and requests, both ends in bfloat16.
 
 {half}
 
-*A million tokens*: divergences ÷ tokens compared, scaled; where there was none, the 95 % bound that
-leaves (the rule of three). *Largest gap there*: how far apart the two scores (noise included, where
-there is any) stood in the stock module's own forward, at the places where texts parted. *Largest
-error of a logit*: the most that a logit of one text differed between one forward over 100 tokens and
-100 forwards of one. *Positions closer than twice that*: where a greedy choice could change at all.
+*A million tokens*: divergences ÷ tokens compared, scaled; where there was none, the 95 % bound
+that leaves (the rule of three). *Largest gap there*: how far apart the two scores (noise
+included, where there is any) stood in the stock module's own forward, at the places where texts
+parted. *Largest error of a logit*: the most that a logit of one text differed between one forward
+over 100 tokens and 100 forwards of one. *Positions closer than twice that*: where a greedy choice
+could change at all.
 
 ## A batch-invariant path on this CPU
 
-Whether a row of a product has the bits it has among 64 rows, by how many rows are computed together;
-and what computing four costs beside one:
+Whether a row of a product has the bits it has among 64 rows, by how many rows are computed
+together; and what computing four costs beside one:
 
 {products}
 
 Rows computed four or more at a time have the same bits whatever their number; fewer take other
-kernels. So an invariant path would compute every single-token step with four rows, at the price in
-the last column, in `cloud` too. Attention would have to follow: with torch's kernel, {changed} of
-{asked} queries change their last bits when the keys behind them are absent instead of masked, so it
-would need a kernel of its own with fixed blocks of keys. A decode step that takes about twice as long
-is no small cost for what the first table says is left. The path is not built; a divergence in a
-`bench` is shown with its gap.
+kernels. So an invariant path would compute every single-token step with four rows, at the price
+in the last column, in `cloud` too. Attention would have to follow: with torch's kernel, {changed}
+of {asked} queries change their last bits when the keys behind them are absent instead of masked,
+so it would need a kernel of its own with fixed blocks of keys. A decode step that takes about
+twice as long is no small cost for what the first table says is left. The path is not built; a
+divergence in a `bench` is shown with its gap.
 """
 
 
