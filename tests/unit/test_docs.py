@@ -25,7 +25,8 @@ DOCUMENTS = sorted(
         ROOT / "tests" / "README.md",
         ROOT / "deploy" / "README.md",
         ROOT / "demo" / "README.md",
-        *(ROOT / "docs").glob("*.md"),
+        ROOT / "benchmarks" / "README.md",
+        *(ROOT / "docs").rglob("*.md"),
     ]
 )
 PACKAGES = ("common", "cloud_server", "edge_client")

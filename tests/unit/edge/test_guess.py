@@ -55,6 +55,13 @@ def test_a_drawn_guess_says_what_it_was_drawn_from(
         assert weight == pytest.approx(max(proportion, 1), abs=0.51)
 
 
+def test_no_candidate_weighs_nothing() -> None:
+    """The wire refuses a weight of 0: a guess of no probability cannot have been drawn."""
+    logits = torch.tensor([[0.0, -30.0, -90.0]])
+    _, origin = drawn_guess(logits, Context((1,), 1, 1), SamplingParams(temperature=1.0), 2)
+    assert origin.weights == (MAX_WEIGHT, 1)
+
+
 def test_guesses_are_drawn_by_their_weights() -> None:
     draws = 20_000
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]]).expand(draws, 4)

@@ -95,6 +95,19 @@ def test_truncation_of_a_real_vocabulary_is_hugging_faces(
     assert torch.equal(warp(logits, 0.7, top_k, top_p), theirs)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_where_rounding_decides_top_p_it_decides_as_in_hugging_faces(seed: int) -> None:
+    """Just there: top_p is what some of the likeliest tokens come to."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(1, 300, generator=generator)
+    reached = logits.softmax(-1).sort(descending=True).values.cumsum(-1)[0]
+    top_p = float(reached[int(torch.randint(250, (1,), generator=generator))])
+    context, given = Context((0,), 1, 1), SamplingParams(1.0, top_p=top_p)
+    chain: Any = LogitsProcessorList(stock(given, context, 300)[:-1])
+    theirs = chain(torch.zeros(1, 1, dtype=torch.long), logits.clone())
+    assert torch.equal(warp(logits, 1.0, top_p=top_p), theirs)
+
+
 def test_top_p_sorts_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_rows: list[int] = []
     by_sorting = sampling._keep_head_by_sorting
