@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from common.lm.noise import Stream, gumbel_argmax, uniform
-from common.lm.sampling import Context, choose, distribution, is_greedy, penalise
+from common.lm.sampling import Context, choose, distribution, penalise
 from common.types import (
     EXACT,
     DraftDistribution,
@@ -57,7 +57,7 @@ class Judged:
 
 def needs_distributions(verification: VerificationParams, sampling: SamplingParams) -> bool:
     """Whether each guess must say what it was drawn from."""
-    return verification.mode is VerificationMode.REJECTION and not is_greedy(sampling)
+    return verification.mode is VerificationMode.REJECTION and not sampling.is_greedy
 
 
 def judge(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
@@ -127,7 +127,7 @@ def typical(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     (arXiv 2401.10774), section 2.3.1.
     """
     contexts, params = _each_row(checks)
-    warm = [replace(given, temperature=1.0) if is_greedy(given) else given for given in params]
+    warm = [replace(given, temperature=1.0) if given.is_greedy else given for given in params]
     target_probs = distribution(logits, contexts, warm)
     entropies = torch.special.entr(target_probs).sum(-1).tolist()
 
@@ -154,7 +154,7 @@ _RULES: dict[VerificationMode, Rule] = {
 
 def _rule(check: Check) -> Rule:
     mode = check.verification.mode
-    if mode is VerificationMode.REJECTION and is_greedy(check.sampling):
+    if mode is VerificationMode.REJECTION and check.sampling.is_greedy:
         return coupled  # the limit of both at temperature 0
     return _RULES[mode]
 

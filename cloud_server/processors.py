@@ -21,7 +21,6 @@ from transformers import (
 )
 
 from common.lm.noise import Stream, gumbel_argmax
-from common.lm.sampling import is_greedy
 from common.types import SamplingParams
 
 
@@ -39,7 +38,7 @@ def stock_processors(
         chain.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
     if params.presence_penalty or params.frequency_penalty:
         chain.append(_WrittenTokensPenalty(params, prompt_length))
-    if is_greedy(params):
+    if params.is_greedy:
         return chain
     chain.append(TemperatureLogitsWarper(params.temperature))
     if params.top_k:
@@ -53,12 +52,13 @@ def stock_processors(
 
 
 class _WithinVocabulary(LogitsProcessor):
+    """Leaves the columns of real tokens: with more, even at -inf, ties would sort otherwise."""
+
     def __init__(self, vocab_size: int) -> None:
         self._vocab_size = vocab_size
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        scores[:, self._vocab_size :] = -math.inf
-        return scores
+        return scores[:, : self._vocab_size]
 
 
 class _WrittenTokensPenalty(LogitsProcessor):

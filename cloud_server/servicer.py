@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,10 +15,12 @@ import grpc.aio
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host, LiveSession
 from common import wire
-from common.errors import InvalidRequestError, OutriderError
+from common.errors import InternalError, InvalidRequestError, OutriderError
 from common.types import GeneratedTokens, GenerateMode, OpenSession
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
+
+logger = logging.getLogger(__name__)
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -126,6 +129,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         except OutriderError as error:
             await self._close_unary(token)
             return await _refused(error)
+        except Exception as error:  # a fault of ours in one entry must not end the others
+            logger.error("an entry of a batch failed", exc_info=error)
+            await self._close_unary(token)
+            return await _refused(InternalError(f"{type(error).__name__}: {error}"))
         if entry.close:
             await self._close_unary(token)
             result.session_token = b""

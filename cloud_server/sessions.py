@@ -85,18 +85,18 @@ class TargetSession:
                 f"{len(draft.distributions)} guesses name their candidates; "
                 f"verification by {self.verification.mode.value} needs {needed}"
             )
-        self.epoch = draft.epoch
         if draft.position < self.prompt_length:
             raise InvalidRequestError(
                 f"position is {draft.position}, inside the prompt of {self.prompt_length} tokens"
             )
-        if draft.position > self.position:
-            return Verdict(draft.step_id, draft.epoch, Outcome.MISMATCH, self.position)
         reason = self.stopper.finish_reason
         if reason is not None and draft.position == self.position:
             raise InvalidRequestError(
                 f"the generation ended ({reason.value}); open another session"
             )
+        self.epoch = draft.epoch
+        if draft.position > self.position:
+            return Verdict(draft.step_id, draft.epoch, Outcome.MISMATCH, self.position)
         self._roll_back(draft.position)
         self._append(draft.confirmed_token_ids, "confirmed_token_ids")
         room = self.stopper.remaining

@@ -15,11 +15,13 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from common.errors import ConfigError
-from common.types import MAX_CANDIDATES
+from common.types import LEAST_PENALTY, MAX_CANDIDATES
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1)]
+WireCount = Annotated[int, Field(ge=1, lt=2**32)]  # what the wire can carry
 Seconds = Annotated[float, Field(gt=0)]
+LEAST_SHARE = 1e-6  # smaller ones mean 0 to float32, or nothing to a person
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,7 +33,7 @@ def _yaml_switch(value: object) -> object:
 class Section(BaseModel):
     """Is the base of all sections: immutable, and closed to unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class CloudSection(Section):
@@ -68,12 +70,12 @@ class EngineSection(Section):
 class DecodingSection(Section):
     """Configures what is generated, in every arm alike."""
 
-    max_new_tokens: Count = 128
+    max_new_tokens: WireCount = 128
     temperature: Annotated[float, Field(ge=0, le=100)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: Annotated[int, Field(ge=0)] = 0
+    top_p: Annotated[float, Field(ge=LEAST_SHARE, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0, lt=2**32)] = 0
     min_p: Share = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    repetition_penalty: Annotated[float, Field(ge=LEAST_PENALTY, le=100)] = 1.0
     presence_penalty: Annotated[float, Field(ge=-100, le=100)] = 0.0
     frequency_penalty: Annotated[float, Field(ge=-100, le=100)] = 0.0
     seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None  # None: drawn and reported
@@ -94,9 +96,9 @@ class VerificationSection(Section):
     """Configures the rule by which a drafted token is accepted."""
 
     mode: Literal["coupled", "rejection", "rank", "typical"] = "coupled"
-    rank_threshold: Count = 20
-    typical_threshold: Annotated[float, Field(gt=0, le=1)] = 0.09
-    typical_alpha: Annotated[float, Field(gt=0, le=100)] = 0.3
+    rank_threshold: WireCount = 20
+    typical_threshold: Annotated[float, Field(ge=LEAST_SHARE, le=1)] = 0.09
+    typical_alpha: Annotated[float, Field(ge=LEAST_SHARE, le=100)] = 0.3
 
 
 class GateSection(Section):

@@ -48,6 +48,12 @@ class VerificationMode(enum.Enum):
         return self in (VerificationMode.COUPLED, VerificationMode.REJECTION)
 
 
+LEAST_PENALTY = 0.01
+"""Smaller factors are no penalty anybody means, and logits over them may overflow."""
+COLDEST = 2.0**-20
+"""Temperatures below this are greedy: so they are in effect, and logits over them may overflow."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """States how a token is chosen from logits; temperature 0 is greedy.
@@ -66,6 +72,11 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the choice is the likeliest token, without noise."""
+        return self.temperature < COLDEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from common.errors import (
 )
 from common.types import (
     EXACT,
+    LEAST_PENALTY,
     MAX_CANDIDATES,
     Draft,
     DraftDistribution,
@@ -50,6 +51,8 @@ from common.types import (
 from outrider.v1 import verifier_pb2 as pb
 
 ERROR_DOMAIN = "outrider"
+MAX_STOP_STRINGS = 64  # each is looked for after every token
+MAX_STOP_LENGTH = 1024
 
 Key = TypeVar("Key")
 
@@ -147,9 +150,8 @@ def _sampling_from_proto(message: pb.SamplingParams) -> SamplingParams:
         seed=message.seed,
         min_p=_within("sampling.min_p", message.min_p, 0, 1),
         repetition_penalty=_within(
-            "sampling.repetition_penalty", message.repetition_penalty, 0, 100
-        )
-        or 1.0,
+            "sampling.repetition_penalty", message.repetition_penalty or 1.0, LEAST_PENALTY, 100
+        ),
         presence_penalty=_within("sampling.presence_penalty", message.presence_penalty, -100, 100),
         frequency_penalty=_within(
             "sampling.frequency_penalty", message.frequency_penalty, -100, 100
@@ -200,6 +202,12 @@ def _verification_from_proto(message: pb.VerificationParams) -> VerificationPara
 def _stop_from_proto(message: pb.StopParams, limits: WireLimits) -> StopParams:
     if message.max_new_tokens < 1:
         raise InvalidRequestError("stop.max_new_tokens is 0; it must be at least 1")
+    lengths = [len(text) for text in message.stop_strings]
+    if len(lengths) > MAX_STOP_STRINGS or max(lengths, default=0) > MAX_STOP_LENGTH:
+        raise InvalidRequestError(
+            f"stop.stop_strings holds {len(lengths)} texts of up to {max(lengths)} characters; "
+            f"at most {MAX_STOP_STRINGS} of {MAX_STOP_LENGTH} are taken"
+        )
     if "" in message.stop_strings:
         raise InvalidRequestError("stop.stop_strings holds an empty string")
     eos = _token_ids("stop.eos_token_ids", message.eos_token_ids, limits) or None
@@ -272,7 +280,7 @@ def _distributions_from_proto(
     counts, guesses = message.candidate_counts, message.draft_token_ids
     if not counts and not message.candidate_token_ids and not message.candidate_weights:
         return ()
-    if len(counts) != len(guesses):
+    if not counts or len(counts) != len(guesses):
         raise InvalidRequestError(
             f"candidate_counts holds {len(counts)} numbers for {len(guesses)} draft_token_ids"
         )

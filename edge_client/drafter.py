@@ -12,7 +12,7 @@ from common import PROTOCOL_VERSION
 from common.lm.loading import load
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
-from common.lm.sampling import Context, is_greedy
+from common.lm.sampling import Context
 from common.lm.threads import set_threads
 from common.types import DraftDistribution, Peer, SamplingParams
 from edge_client.guess import confidence, coupled_guess, drawn_guess, is_sure
@@ -107,7 +107,7 @@ class Drafter:
                 self._extend(tokens[-1:]) if len(tokens) > len(history) else self._follow(tokens)
             )
             context = Context(tokens, len(tokens), prompt_length)
-            if policy.candidates is None or is_greedy(sampling):
+            if policy.candidates is None or sampling.is_greedy:
                 guess = coupled_guess(logits, context, sampling)
             else:
                 guess, origin = drawn_guess(logits, context, sampling, policy.candidates)

@@ -47,8 +47,20 @@ class Piece:
     bytes_down: int
 
 
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Says that the server has the session, with the bytes of asking; 0 where a round had them."""
+
+    bytes_up: int
+    bytes_down: int
+
+
 class VerifyStream(Protocol):
     """Is one open session: drafts go up, verdicts come back in the same order."""
+
+    def opened(self) -> Opened:
+        """Waits until the server has the session; raises its refusal."""
+        ...
 
     def send(self, draft: Draft) -> None:
         """Sends a draft and does not wait."""

@@ -89,12 +89,16 @@ def speculate(
         if drafted.sure:
             kept = stopper.push(drafted.token_ids)
             session.commit(kept.token_ids)
+            # An answer nobody was asked about still needs a server that would have taken it.
+            opened = None if kept.finish_reason is None else stream.opened()
             yield Step(
                 token_ids=kept.token_ids,
                 text=kept.text,
                 finish_reason=kept.finish_reason,
                 draft_ns=draft_ns,
                 num_draft_tokens=len(drafted.token_ids),
+                bytes_up=None if opened is None else opened.bytes_up,
+                bytes_down=None if opened is None else opened.bytes_down,
                 asked=False,
             )
             continue

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass
 
 from common.config import Config
-from common.types import VerificationMode
+from common.types import COLDEST, VerificationMode
 
 
 class Promise(enum.Enum):
@@ -44,7 +44,7 @@ class Rule:
         """Returns what a text by this rule promises; None when it is lossy."""
         if not self.lossless:
             return None
-        if self.mode == VerificationMode.REJECTION.value and temperature > 0:
+        if self.mode == VerificationMode.REJECTION.value and temperature >= COLDEST:
             return Promise.DISTRIBUTION
         return Promise.TOKENS
 

@@ -24,7 +24,7 @@ from common.config import NetworkSection
 from common.errors import ConfigError, DeadlineError, InternalError, UnavailableError
 from common.types import Draft, GenerateMode, OpenSession, ServerInfo
 from edge_client.faults import error_from_call
-from edge_client.link import Answer, Clock, Piece
+from edge_client.link import Answer, Clock, Opened, Piece
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
 
@@ -198,7 +198,7 @@ class SessionStream:
         self._responses = responses
         self._clock = clock
         self._sent: deque[_Sent] = deque()  # drafts in flight
-        self._opened = False
+        self._is_opened = False
         message = pb.SessionRequest(open=wire.open_to_proto(opening))
         self._opening_bytes = _size(message)
         requests.put(message)
@@ -212,21 +212,25 @@ class SessionStream:
         self._sent.append(_Sent(self._clock(), _size(message), probabilities))
         self._requests.put(message)
 
+    def opened(self) -> Opened:
+        """Waits until the server has the session; the bytes are counted once."""
+        if self._is_opened:
+            return Opened(0, 0)
+        answer = self._next("opened")
+        self._is_opened = True
+        return Opened(self._opening_bytes, _size(answer))
+
     def receive(self) -> Answer:
         """Waits for the verdict on the oldest draft in flight."""
-        bytes_up = bytes_down = 0
-        if not self._opened:
-            opened = self._next("opened")
-            bytes_up, bytes_down = self._opening_bytes, _size(opened)
-            self._opened = True
+        opened = self.opened()
         message = self._next("verdict")
         arrived = self._clock()
         sent = self._sent.popleft()
         return Answer(
             verdict=wire.verdict_from_proto(message.verdict),
             elapsed_ns=arrived - sent.at_ns,
-            bytes_up=bytes_up + sent.size,
-            bytes_down=bytes_down + _size(message),
+            bytes_up=opened.bytes_up + sent.size,
+            bytes_down=opened.bytes_down + _size(message),
             draft_probabilities_bytes=sent.probabilities,
         )
 

@@ -41,7 +41,7 @@ from common.types import (
 )
 from edge_client import guess
 from edge_client.drafter import Drafter
-from edge_client.link import Answer
+from edge_client.link import Answer, Opened
 from edge_client.loop import speculate
 from edge_client.policy import PLAIN, Drafted, DraftPolicy
 from edge_client.session import ClientSession
@@ -150,6 +150,9 @@ class Stream:
             failed=self._server.failures.append,
         )
         self._server.engine.submit(job)
+
+    def opened(self) -> Opened:
+        return Opened(0, 0)
 
     def receive(self) -> Answer:
         verdict = self._state.settle(self._draft, self._check, _wait())

@@ -20,6 +20,8 @@ REACH = 26.1
 """Nats between the largest noise, 33 ln 2, and the least, -ln(33 ln 2), rounded up."""
 _SLACK = 1e-3
 """Nats by which noise in float32 may stray, a hundred times over."""
+_ROWS = 32
+"""Rows drawn at once; noise for all tokens of a large vocabulary takes megabytes a row."""
 _MASK = 0xFFFFFFFF
 
 
@@ -43,6 +45,16 @@ def gumbel_argmax(
     of the rest, float32 tells all but the winner and its closest rivals apart; those are compared
     in float64 on the host. So the tokens are the same on every device and in every batch.
     """
+    chosen: list[int] = []
+    for start in range(0, len(scores), _ROWS):
+        rows = slice(start, start + _ROWS)
+        chosen += _draw(scores[rows], seeds[rows], positions[rows], stream)
+    return chosen
+
+
+def _draw(
+    scores: Tensor, seeds: Sequence[int], positions: Sequence[int], stream: Stream
+) -> list[int]:
     rows, blocks, near = _within_reach(scores)
     words = _words(seeds, positions, rows, blocks, stream)
     sums = near + _rough_gumbel(words)

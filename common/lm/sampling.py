@@ -20,8 +20,6 @@ from common.errors import InternalError
 from common.lm.noise import Stream, gumbel_argmax
 from common.types import SamplingParams
 
-COLDEST = 1e-20
-"""Temperatures below this are greedy: so they are in effect, and logits over them overflow."""
 _HEAD = 1024
 """Tokens among which top-p looks first, for sorting a whole vocabulary takes long."""
 _DOUBT = 1e-5
@@ -40,11 +38,6 @@ class Context:
     prompt_length: int
 
 
-def is_greedy(params: SamplingParams) -> bool:
-    """Whether the choice is the likeliest token, without noise."""
-    return params.temperature < COLDEST
-
-
 def choose(
     logits: Tensor,  # [n, vocab]
     contexts: Sequence[Context],
@@ -61,10 +54,10 @@ def choose(
         )
     scores = _finite(penalise(logits, contexts, params))
     tokens: list[int] = scores.argmax(-1).tolist()
-    drawn = [row for row, given in enumerate(params) if not is_greedy(given)]
+    drawn = [row for row, given in enumerate(params) if not given.is_greedy]
     if drawn:
         choices = gumbel_argmax(
-            truncate(scores[drawn], [params[row] for row in drawn]),
+            _finite(truncate(scores[drawn], [params[row] for row in drawn])),
             [params[row].seed for row in drawn],
             [contexts[row].length for row in drawn],
             Stream.CHOICE,
@@ -84,11 +77,11 @@ def distribution(
     Raises InternalError as `choose` does.
     """
     scores = _finite(penalise(logits, contexts, params))
-    drawn = [row for row, given in enumerate(params) if not is_greedy(given)]
+    drawn = [row for row, given in enumerate(params) if not given.is_greedy]
     probabilities = torch.zeros_like(scores, dtype=torch.float64)
     probabilities.scatter_(1, scores.argmax(-1, keepdim=True), 1.0)
     if drawn:
-        kept = truncate(scores[drawn], [params[row] for row in drawn])
+        kept = _finite(truncate(scores[drawn], [params[row] for row in drawn]))
         probabilities[drawn] = kept.double().softmax(-1)
     return probabilities
 
@@ -151,7 +144,7 @@ def _keep_head(scores: Tensor, top_p: float) -> Tensor:
     shares = (head.double() - scores.double().logsumexp(-1, keepdim=True)).exp()
     before = shares.cumsum(-1) - shares
     kept = (before < top_p).sum(-1, keepdim=True)
-    least = head.gather(1, kept - 1)
+    least = head.gather(1, kept - 1)  # kept >= 1: nothing is before the likeliest
     scores_kept = scores.masked_fill(scores < least, -math.inf)
     unclear = ((before - top_p).abs() < _DOUBT).any(-1)
     unclear |= (scores_kept.isfinite().sum(-1, keepdim=True) != kept)[:, 0]  # a tie at the edge

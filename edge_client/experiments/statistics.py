@@ -124,11 +124,15 @@ def _decomposition(measure: _Measure) -> dict[str, Any]:
             return _e2e_ms(record)  # the draft model alone: every step is its own
         return readings.total(readings.draft(record))
 
+    def waiting(read: Callable[[Record], Sequence[float]]) -> Reading:
+        # An output of which nothing was asked waited for nothing; elsewhere, unknown stays unknown.
+        return lambda r: 0.0 if r.rounds == 0 else readings.total(read(r))
+
     parts: dict[str, Reading] = {
         "draft": drafting,
-        "network": lambda r: readings.total(readings.network(r)),
-        "queue": lambda r: readings.total(readings.queue(r)),
-        "target_compute": lambda r: readings.total(readings.target_compute(r)),
+        "network": waiting(readings.network),
+        "queue": waiting(readings.queue),
+        "target_compute": waiting(readings.target_compute),
     }
 
     def other(record: Record) -> float | None:

@@ -112,6 +112,27 @@ def test_a_gate_commits_without_asking_and_says_so(server: Server, tiny_pair: Pa
     assert (stats["num_unverified_tokens"], stats["unasked_blocks"]) == (15, 4)
     assert stats["rounds"] == 1  # the last token is never drafted, so somebody has to be asked
     assert stats["cloud_call_rate"] == 0.2
+    with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
+        counted = answer.read().decode()
+    assert 'outrider_sessions_opened_total{gated="true",verification="coupled"}' in counted
+
+
+def test_a_lossy_bench_says_so_before_it_begins(
+    server: Server, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    flags = bench_flags(server, tiny_pair, write_prompts(tmp_path / "prompts.jsonl", 2), out)
+    flags += ["--arms", "cloud,speculative", "--max-new-tokens", "8"]
+    done = edge(*flags, "--set", "verification.mode=rank")
+    said = "LOSSY: speculative verified by rank <= 20: its text is not the target's own"
+    assert done.stderr.startswith(said)
+    assert said in done.stdout
+    records = [json.loads(line) for line in (out / "records.jsonl").read_text().splitlines()]
+    by_arm = {record["arm"]: record for record in records}
+    assert by_arm["speculative"]["lossless"] is False
+    assert by_arm["speculative"]["target_nll"] is not None
+    assert by_arm["cloud"]["lossless"] is True
+    assert "lossy" in (out / "report.html").read_text()
 
 
 @pytest.mark.timeout(300)

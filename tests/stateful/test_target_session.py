@@ -236,3 +236,26 @@ def test_guesses_say_what_they_were_drawn_from_where_the_rule_needs_it_and_nowhe
     check = held.admit(right)
     assert isinstance(check, Check)
     assert check.distributions == right.distributions
+
+
+def test_what_could_never_be_output_is_cut_with_its_distributions() -> None:
+    held = TargetSession(
+        replace(
+            opening(max_new_tokens=2),
+            sampling=SamplingParams(1.0),
+            verification=VerificationParams(VerificationMode.REJECTION),
+        ),
+        context_length=CONTEXT,
+        model_eos=(EOS,),
+        detokenizer=lambda: lambda token: "",
+    )
+    check = held.admit(Draft(1, len(PROMPT), 0, (1,) * 5, distributions=(ORIGIN,) * 5))
+    assert isinstance(check, Check)
+    assert len(check.guesses) == len(check.distributions) == 2
+
+
+def test_a_refused_draft_changes_nothing() -> None:
+    held = session()
+    with pytest.raises(InvalidRequestError, match="inside the prompt"):
+        held.admit(Draft(1, 0, epoch=9))
+    assert (held.epoch, held.position) == (0, len(PROMPT))

@@ -136,6 +136,18 @@ def ruled(mode: VerificationMode) -> OpenSession:
             "empty string",
         ),
         (
+            lambda: wire.open_from_proto(
+                opened(stop=pb.StopParams(stop_strings="ab" * 40)), LIMITS
+            ),
+            "holds 81 texts of up to 1 characters; at most 64 of 1024",
+        ),
+        (
+            lambda: wire.open_from_proto(
+                opened(stop=pb.StopParams(stop_strings=["a" * 1025])), LIMITS
+            ),
+            "holds 2 texts of up to 1025 characters",
+        ),
+        (
             lambda: wire.open_from_proto(opened(stop=pb.StopParams(eos_token_ids=[300])), LIMITS),
             "eos_token_ids holds 300",
         ),
@@ -198,6 +210,7 @@ def test_what_breaks_the_protocol_is_named(read: Callable[[], object], message: 
     [
         ({"min_p": 1.5}, "min_p is 1.5"),
         ({"repetition_penalty": -1.0}, "repetition_penalty is -1"),
+        ({"repetition_penalty": 1e-39}, "repetition_penalty is"),
         ({"presence_penalty": 101.0}, "presence_penalty is 101"),
         ({"frequency_penalty": float("nan")}, "frequency_penalty is nan"),
     ],
@@ -240,6 +253,7 @@ def test_a_rule_that_lacks_its_numbers_is_named(rule: dict[str, Any], message: s
         ({"candidate_token_ids": [3, 9, 5]}, "candidates of guess 4 must hold it"),
         ({"candidate_token_ids": [4, 4, 5]}, "hold no id twice"),
         ({"candidate_weights": bytes(6)}, "weigh at least 1"),
+        ({"candidate_counts": [], "draft_token_ids": []}, "holds 0 numbers for 0"),
     ],
 )
 def test_candidates_that_do_not_fit_are_named(change: dict[str, Any], message: str) -> None:

@@ -21,7 +21,7 @@ from common.types import (
     StopParams,
     Verdict,
 )
-from edge_client.link import Answer, Piece
+from edge_client.link import Answer, Opened, Piece
 from edge_client.policy import PLAIN, Drafted, DraftPolicy
 from tests.models import tiny_tokenizer
 
@@ -126,6 +126,9 @@ class PairedStream:
         if not isinstance(admitted, Verdict):
             admitted = self.session.settle(draft, admitted, judged(admitted))
         self._answers.append(admitted)
+
+    def opened(self) -> Opened:
+        return Opened(3, 2)
 
     def receive(self) -> Answer:
         return Answer(self.tamper(self._answers.popleft()), elapsed_ns=9, bytes_up=7, bytes_down=5)

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.errors import InternalError
+from common.errors import InternalError, OverloadedError
 from common.stopping import Stopper
 from common.types import Draft, FinishReason, OpenSession, StopParams
 from edge_client.draft_length import FixedDraftLength
+from edge_client.link import Opened
 from edge_client.loop import Step, speculate
 from edge_client.policy import PLAIN
 from edge_client.session import ClientSession
@@ -191,7 +192,19 @@ def test_an_eos_in_a_committed_block_ends_the_text_without_a_request() -> None:
     steps = gated(stream, lambda _: True)
     assert stream.sent == []
     assert steps[-1].finish_reason is FinishReason.EOS
+    assert (steps[-1].bytes_up, steps[-1].bytes_down) == (3, 2)  # of opening the session
     assert tokens(steps) == undisturbed(prompt, StopParams(20))
+
+
+def test_a_server_that_refuses_is_heard_though_nothing_was_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(self: PairedStream) -> Opened:
+        raise OverloadedError("no room")
+
+    monkeypatch.setattr(PairedStream, "opened", refuse)
+    with pytest.raises(OverloadedError):
+        gated(opened(StopParams(20), tuple(range(200, 238))), lambda _: True)
 
 
 @given(st.lists(st.booleans(), min_size=30, max_size=30), st.integers(1, 40))

@@ -37,6 +37,7 @@ def test_a_rule_holds_what_it_uses_and_nothing_else(overrides: list[str], rule: 
 )
 def test_promises(rule: Rule, greedy: Promise | None, sampled: Promise | None) -> None:
     assert (rule.promise(0.0), rule.promise(0.7)) == (greedy, sampled)
+    assert rule.promise(1e-9) == greedy  # as cold as greedy
     assert rule.lossless == (greedy is not None)
     assert bool(rule.losses) == (greedy is None)
 

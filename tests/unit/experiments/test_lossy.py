@@ -66,6 +66,20 @@ def test_a_text_nobody_was_asked_about_has_counts_and_no_rates() -> None:
     assert (found.verified_share, found.mean_accepted_length, found.rtt_ms) == (0.0, None, None)
 
 
+def test_an_end_within_accepted_guesses_corrects_nothing() -> None:
+    found = record(Rule(), verified(1, 2, drafted=4, accepted=2, end=FinishReason.STOP_STRING))
+    assert (found.num_recovered_tokens, found.corrected_share) == (0, 0.0)
+
+
+def test_parts_of_the_time_add_up_where_some_texts_were_never_asked_about() -> None:
+    records = [
+        record(GATED, committed(1, 2, 3, 0, end=FinishReason.EOS), prompt_id="a"),
+        record(GATED, verified(1, 2, 3, 4, drafted=3, accepted=3, end=END), prompt_id="b"),
+    ]
+    parts = summarize_arm(records, Bootstrap(1))["ms_per_token"]
+    assert sum(part["value"] for part in parts.values()) == pytest.approx(20 / 8)
+
+
 def test_arms_that_verify_nothing_have_none_of_it() -> None:
     found = record_from_steps(
         unit("cloud", draft_dtype=None), (1,), [streamed(1, end=END)], [10 * MS]

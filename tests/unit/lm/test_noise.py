@@ -79,6 +79,16 @@ def test_a_draw_is_the_naive_one_whatever_else_is_in_the_batch(
     assert drawn == [naive(*row, stream) for row in rows]
 
 
+def test_many_rows_are_drawn_as_each_alone() -> None:
+    scores = 3 * torch.randn(70, 20, generator=torch.Generator().manual_seed(1))
+    seeds, positions = list(range(70)), list(range(100, 170))
+    together = gumbel_argmax(scores, seeds, positions, Stream.CHOICE)
+    assert together == [
+        gumbel_argmax(scores[row : row + 1], [seeds[row]], [positions[row]], Stream.CHOICE)[0]
+        for row in range(70)
+    ]
+
+
 def test_no_noise_reaches_further_than_is_looked() -> None:
     largest = -math.log(-math.log((2**32 - 0.5) / 2**32))
     least = -math.log(-math.log(0.5 / 2**32))

@@ -17,8 +17,20 @@ from common.errors import InternalError
 from common.lm import sampling
 from common.lm.runner import Segment
 from common.lm.sampling import Context, choose, distribution, penalise, truncate, warp
-from common.types import SamplingParams
+from common.types import COLDEST, LEAST_PENALTY, SamplingParams
 from tests.models import VOCAB_SIZE, language_model, tiny
+
+
+def padded(params: SamplingParams, rows: torch.Tensor, padding: int) -> torch.Tensor:
+    """Runs the stock chain, all but the noise, over logits with columns beyond the vocabulary."""
+    vocab_size = rows.shape[1]
+    chain: Any = stock_processors(
+        params, prompt_length=1, vocab_size=vocab_size, logits_width=vocab_size + padding
+    )
+    wide = torch.nn.functional.pad(rows, (0, padding), value=9.0)
+    without_noise: Any = LogitsProcessorList(chain[:-1])
+    left: torch.Tensor = without_noise(torch.zeros(len(rows), 1, dtype=torch.long), wide)
+    return left
 
 
 def after(*positions: int) -> list[Context]:
@@ -108,6 +120,15 @@ def test_where_rounding_decides_top_p_it_decides_as_in_hugging_faces(seed: int) 
     assert torch.equal(warp(logits, 1.0, top_p=top_p), theirs)
 
 
+@pytest.mark.parametrize("top_p", [0.5, 0.9])
+def test_columns_beyond_the_vocabulary_break_no_tie(top_p: float) -> None:
+    """A sort of more columns leaves equal ones in another order."""
+    logits = 3 * torch.randn(40, 2000, generator=torch.Generator().manual_seed(1))
+    logits = logits.bfloat16().float()  # full of ties
+    given = SamplingParams(1.0, top_p=top_p)
+    assert torch.equal(padded(given, logits, 48), warp(logits, 1.0, top_p=top_p))
+
+
 def test_top_p_sorts_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
     sorted_rows: list[int] = []
     by_sorting = sampling._keep_head_by_sorting
@@ -186,7 +207,7 @@ def test_top_k_one_is_greedy_at_any_temperature() -> None:
     assert choose(logits, after(*range(8)), params) == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-21])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-38, 1e-21, 9e-7])
 def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
     logits = 30 * torch.randn(4, 50, generator=torch.Generator().manual_seed(3))
     params = [SamplingParams(temperature, seed=5)] * 4
@@ -201,6 +222,17 @@ def test_logits_without_a_finite_maximum_are_an_error(params: SamplingParams, fa
     for ask in (choose, distribution):
         with pytest.raises(InternalError, match="NaN"):
             ask(logits, after(0, 0), [params] * 2)
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("penalty", [LEAST_PENALTY, 100.0])
+def test_no_legal_parameters_make_logits_infinite(penalty: float, top_p: float) -> None:
+    """Or one session's would fail all that share its forward."""
+    logits = 1e4 * torch.randn(3, 50, generator=torch.Generator().manual_seed(1))
+    given = SamplingParams(COLDEST, top_p=top_p, repetition_penalty=penalty, seed=1)
+    context = Context(tuple(range(50)), 50, 1)
+    for ask in (choose, distribution):
+        ask(logits, [context] * 3, [given] * 3)
 
 
 def test_unequal_numbers_of_rows_are_an_error() -> None:
