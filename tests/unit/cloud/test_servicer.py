@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
+from cloud_server.metrics import Metrics
 from cloud_server.servicer import VerifierServicer
-from common.types import OpenSession
+from common.types import Draft, OpenSession, Outcome, Verdict
 from common.wire import WireLimits
 from outrider.v1 import verifier_pb2 as pb
 
@@ -56,3 +57,37 @@ def test_a_batch_whose_caller_leaves_keeps_no_session() -> None:
         return int(host.sessions)
 
     assert asyncio.run(leave()) == 0
+
+
+class FaultyHost(SilentHost):
+    """Verifies, but for one request that meets a fault of ours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = Metrics()
+
+    async def verify(self, draft: Draft) -> Verdict:  # type: ignore[override]
+        if draft.step_id == 2:
+            raise ValueError("a fault")
+        return Verdict(draft.step_id, 0, Outcome.VERIFIED, 2, 0, 7)
+
+
+def test_a_fault_in_one_entry_of_a_batch_ends_that_session_alone() -> None:
+    async def ask() -> tuple[pb.VerifyBatchResponse, int]:
+        host: Any = FaultyHost()
+        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        opening = pb.OpenSession(prompt_token_ids=[5], stop=pb.StopParams(max_new_tokens=8))
+        entries = [
+            pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=step, position=1))
+            for step in (1, 2)
+        ]
+        context: Any = None
+        answer = await servicer.VerifyBatch(pb.VerifyBatchRequest(entries=entries), context)
+        return answer, int(host.sessions)
+
+    answer, sessions = asyncio.run(ask())
+    whole, failed = answer.results
+    assert whole.verdict.next_token_id == 7
+    assert "ValueError: a fault" in failed.error.message
+    assert failed.error.reason == "INTERNAL"
+    assert sessions == 1
