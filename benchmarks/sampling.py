@@ -116,7 +116,8 @@ medians, and the share of a decode step. Logits are normal, with a standard devi
 {table}
 
 The noise of 32 rows at once takes {many} times that of one (medium logits, T 1). Flat logits are
-the worst case: every token is within reach of winning, and top-p has to sort them all.
+the worst case: every token is within reach of winning, and one top-p in some has to be computed
+in transformers' own operations, because rounding decides.
 """
 
 

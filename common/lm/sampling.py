@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +21,8 @@ from common.errors import InternalError
 from common.lm.noise import Stream, gumbel_argmax
 from common.types import SamplingParams
 
-_HEAD = 1024
-"""Tokens among which top-p looks first, for sorting a whole vocabulary takes long."""
-_DOUBT = 1e-5
-"""Probability by which float32 sums over a vocabulary may stray."""
+_DOUBT = 2e-6
+"""Share by which a float32 sum over a vocabulary may stray on a CPU, four times over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,27 +138,30 @@ def warp(
 
 
 def _keep_head(scores: Tensor, top_p: float) -> Tensor:
-    """Cuts all but the likeliest tokens that together reach `top_p`."""
-    head = scores.topk(min(_HEAD, scores.shape[1])).values
-    shares = (head.double() - scores.double().logsumexp(-1, keepdim=True)).exp()
-    before = shares.cumsum(-1) - shares
-    kept = (before < top_p).sum(-1, keepdim=True)
-    least = head.gather(1, kept - 1)  # kept >= 1: nothing is before the likeliest
-    scores_kept = scores.masked_fill(scores < least, -math.inf)
-    unclear = ((before - top_p).abs() < _DOUBT).any(-1)
-    unclear |= (scores_kept.isfinite().sum(-1, keepdim=True) != kept)[:, 0]  # a tie at the edge
-    if head.shape[1] < scores.shape[1]:
-        unclear |= kept[:, 0] == head.shape[1]  # the head is longer than what was looked at
+    """Cuts all but the likeliest tokens that together reach `top_p`.
+
+    Sorts the scores alone, in a fifth of the time that sorting with their places takes.
+    """
+    if scores.is_cuda:
+        return _keep_head_as_stock(scores, top_p)
+    ascending = torch.from_numpy(np.sort(scores.numpy(), axis=-1))
+    below = ascending.double().softmax(-1).cumsum(-1)  # of each token and all less likely ones
+    cut = below <= 1 - top_p
+    cut[:, -1] = False  # the likeliest token always stays
+    num_cut = cut.sum(-1, keepdim=True)
+    kept = scores.masked_fill(scores < ascending.gather(1, num_cut), -math.inf)
+    unclear = ((below - (1 - top_p)).abs() < _DOUBT * (1 - top_p)).any(-1)
+    unclear |= kept.isfinite().sum(-1) + num_cut[:, 0] != scores.shape[1]  # a tie at the edge
     if bool(unclear.any()):
-        scores_kept[unclear] = _keep_head_by_sorting(scores[unclear], top_p)
-    return scores_kept
+        kept[unclear] = _keep_head_as_stock(scores[unclear], top_p)
+    return kept
 
 
-def _keep_head_by_sorting(scores: Tensor, top_p: float) -> Tensor:
+def _keep_head_as_stock(scores: Tensor, top_p: float) -> Tensor:
     """Does so in Hugging Face's very operations, which decide where rounding or ties would."""
     ascending, order = scores.sort()
     cut = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
-    cut[:, -1] = False  # the likeliest token always stays
+    cut[:, -1] = False
     return scores.masked_fill(cut.scatter(1, order, cut), -math.inf)
 
 

@@ -129,21 +129,22 @@ def test_columns_beyond_the_vocabulary_break_no_tie(top_p: float) -> None:
     assert torch.equal(padded(given, logits, 48), warp(logits, 1.0, top_p=top_p))
 
 
-def test_top_p_sorts_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
-    sorted_rows: list[int] = []
-    by_sorting = sampling._keep_head_by_sorting
+def test_top_p_takes_the_slow_way_only_where_it_must(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow_rows: list[int] = []
+    as_stock = sampling._keep_head_as_stock
 
     def counting(scores: torch.Tensor, top_p: float) -> torch.Tensor:
-        sorted_rows.append(len(scores))
-        return by_sorting(scores, top_p)
+        slow_rows.append(len(scores))
+        return as_stock(scores, top_p)
 
-    monkeypatch.setattr(sampling, "_keep_head_by_sorting", counting)
+    monkeypatch.setattr(sampling, "_keep_head_as_stock", counting)
     peaked = 6 * torch.randn(3, 9000, generator=torch.Generator().manual_seed(1))
     warp(peaked, 1.0, top_p=0.9)
-    assert sorted_rows == []
+    warp(peaked, 1.0, top_k=50, top_p=0.9)
+    assert slow_rows == []
     peaked[1] = 0.0  # all alike: nothing but the order of a sort tells them apart
     warp(peaked, 1.0, top_p=0.9)
-    assert sorted_rows == [1]
+    assert slow_rows == [1]
 
 
 def test_the_likeliest_token_survives_any_top_p() -> None:
