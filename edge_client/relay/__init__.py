@@ -1,0 +1,1 @@
+"""`outrider-link`: a TCP relay that behaves like a given network link."""
