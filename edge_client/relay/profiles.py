@@ -32,7 +32,7 @@ def _quantity(text: str, units: dict[str, float], what: str, examples: str) -> f
     return float(found[1]) * units[found[2]]
 
 
-def read_trace(file: Path) -> tuple[float, ...]:
+def read_trace(file: Path) -> tuple[int, ...]:
     """Reads a mahimahi packet-delivery trace: a line an opportunity, in whole milliseconds.
 
     Raises UsageError naming file and line.
@@ -41,11 +41,11 @@ def read_trace(file: Path) -> tuple[float, ...]:
         lines = file.read_text(encoding="ascii").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file}: {getattr(error, 'strerror', None) or 'not a trace'}") from None
-    times: list[float] = []
+    times: list[int] = []
     for number, line in enumerate(lines, 1):
-        if not line.isdigit() or (times and int(line) < 1000 * times[-1] - 0.5):
+        if not line.isdigit() or (times and int(line) < times[-1]):
             raise UsageError(f"{file}:{number}: {line[:40]!r}; expected milliseconds in order")
-        times.append(int(line) / 1000)
+        times.append(int(line))
     if not times or not times[-1]:
         raise UsageError(f"{file}: a trace needs at least one opportunity after 0 ms")
     return tuple(times)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 PACKET = 1500
 """Bytes of one delivery opportunity of a trace, and of one piece at a bottleneck."""
+_NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +55,12 @@ class Shape:
     """Is one direction of a link.
 
     `rate` is in bytes a second, None for no bottleneck; `trace` has the delivery opportunities of
-    one period, in seconds from its start, and stands for a rate that varies. `buffer` is in bytes.
+    one period, in ms from its start, and stands for a rate that varies. `buffer` is in bytes.
     """
 
     delays: Delays = Delays()
     rate: float | None = None
-    trace: tuple[float, ...] = ()
+    trace: tuple[int, ...] = ()
     buffer: int = 256 * 1024
     stalls: Stalls | None = None
 
@@ -100,7 +101,7 @@ class Direction:
 
     def _mean_rate(self) -> float:
         if self.shape.trace:
-            return len(self.shape.trace) * PACKET / self.shape.trace[-1]
+            return 1000 * len(self.shape.trace) * PACKET / self.shape.trace[-1]
         assert self.shape.rate is not None
         return self.shape.rate
 
@@ -121,14 +122,14 @@ class Direction:
         return self._stall[1] if self._stall[0] <= time else time
 
 
-def after_opportunities(trace: Sequence[float], start: float, count: int) -> float:
-    """Returns when `count` packets that are there at `start` have been delivered.
+def after_opportunities(trace: Sequence[int], start: float, count: int) -> float:
+    """Returns when `count` packets that are there at `start`, in seconds, have been delivered.
 
     A packet takes the first opportunity later than `start`; the trace repeats with the period of
     its last entry, as mahimahi has it.
     """
-    period = trace[-1]
-    turn, within = divmod(start, period)
-    index = bisect.bisect_right(trace, within) + count - 1
+    # In whole nanoseconds, for an opportunity must not be used again when rounding meets it.
+    turn, within = divmod(round(start * 1e9), trace[-1] * _NS_PER_MS)
+    index = bisect.bisect_right(trace, within / _NS_PER_MS) + count - 1
     turns, place = divmod(index, len(trace))
-    return (turn + turns) * period + trace[place]
+    return ((turn + turns) * trace[-1] + trace[place]) / 1000
