@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 PACKET = 1500
 """Bytes of one delivery opportunity of a trace, and of one piece at a bottleneck."""
-_NS_PER_MS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +71,7 @@ class Direction:
     shape: Shape
     seed: int
     _departed: float = 0.0  # when the bottleneck will have sent all it was given
+    _used: int = -1  # the last opportunity of the trace that was taken
     _arrived: float = 0.0  # when the last byte will be out
     _next_draw: float = 0.0
     _delay: float = 0.0
@@ -90,13 +90,17 @@ class Direction:
 
     def enter(self, now: float, size: int) -> float:
         """Takes a piece of so many bytes in; returns when it comes out, never before an earlier."""
-        self._departed = self._past_stalls(self._depart(max(now, self._departed), size))
+        self._departed = self._past_stalls(self._depart(now, size))
         self._arrived = max(self._arrived, self._departed + self._delay_at(self._departed))
         return self._arrived
 
-    def _depart(self, start: float, size: int) -> float:
-        if self.shape.trace:
-            return after_opportunities(self.shape.trace, start, -(-size // PACKET))
+    def _depart(self, now: float, size: int) -> float:
+        trace = self.shape.trace
+        if trace:
+            first = max(first_after(trace, now), self._used + 1)
+            self._used = first + -(-size // PACKET) - 1
+            return time_of(trace, self._used)
+        start = max(now, self._departed)
         return start if self.shape.rate is None else start + size / self.shape.rate
 
     def _mean_rate(self) -> float:
@@ -122,14 +126,16 @@ class Direction:
         return self._stall[1] if self._stall[0] <= time else time
 
 
-def after_opportunities(trace: Sequence[int], start: float, count: int) -> float:
-    """Returns when `count` packets that are there at `start`, in seconds, have been delivered.
+def first_after(trace: Sequence[int], time: float) -> int:
+    """Returns which opportunity, counted from 0 at time 0, is the first later than `time`, in s.
 
-    A packet takes the first opportunity later than `start`; the trace repeats with the period of
-    its last entry, as mahimahi has it.
+    The trace repeats with the period of its last entry, as mahimahi has it.
     """
-    # In whole nanoseconds, for an opportunity must not be used again when rounding meets it.
-    turn, within = divmod(round(start * 1e9), trace[-1] * _NS_PER_MS)
-    index = bisect.bisect_right(trace, within / _NS_PER_MS) + count - 1
-    turns, place = divmod(index, len(trace))
-    return ((turn + turns) * trace[-1] + trace[place]) / 1000
+    turn, within = divmod(round(time * 1e6), trace[-1] * 1000)  # whole microseconds
+    return turn * len(trace) + bisect.bisect_right(trace, within / 1000)
+
+
+def time_of(trace: Sequence[int], opportunity: int) -> float:
+    """Returns when that opportunity is, in seconds."""
+    turn, place = divmod(opportunity, len(trace))
+    return (turn * trace[-1] + trace[place]) / 1000

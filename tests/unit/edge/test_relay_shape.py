@@ -25,7 +25,8 @@ from edge_client.relay.shape import (
     Direction,
     Shape,
     Stalls,
-    after_opportunities,
+    first_after,
+    time_of,
 )
 
 SHAPES = st.builds(
@@ -124,7 +125,9 @@ TRACE = (7, 7, 10, 20)
     ],
 )
 def test_packets_take_the_opportunities_of_a_trace(start: float, packets: int, end: float) -> None:
-    assert after_opportunities(TRACE, start, packets) == pytest.approx(end)
+    last = first_after(TRACE, start) + packets - 1
+    assert time_of(TRACE, last) == pytest.approx(end)
+    assert Direction(Shape(trace=TRACE), 0).enter(start, packets * PACKET) == pytest.approx(end)
 
 
 def test_no_opportunity_is_used_twice() -> None:
