@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from edge_client.app import assemble, sampling_params, stop_params
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
+from edge_client.relay.process import linked
 from edge_client.rule import Promise, rule_of
 from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 from edge_client.transport import CloudConnection
@@ -22,7 +24,10 @@ from edge_client.transport import CloudConnection
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """Is what the command line asks for; `score` has the target judge every text."""
+    """Is what the command line asks for.
+
+    `score` has the target judge every text; `link` names the profile of a relay to the server.
+    """
 
     draft: str
     server: str | None
@@ -32,6 +37,7 @@ class BenchOptions:
     repeats: int
     out: Path | None
     score: bool
+    link: str | None
 
 
 def bench(options: BenchOptions, config: Config) -> int:
@@ -51,7 +57,10 @@ def bench(options: BenchOptions, config: Config) -> int:
     score = options.score or (
         splits and plan.rule.promise(plan.sampling.temperature) is not Promise.TOKENS
     )
-    with assemble(config, draft=options.draft, server=options.server, arms=options.arms) as parts:
+    with (
+        _way(options, config) as server,
+        assemble(config, draft=options.draft, server=server, arms=options.arms) as parts,
+    ):
         loaded = parts.model.loaded
         draft_dtype = dtype_name(parts.model.dtype)
         target_dtype = None if parts.server is None else parts.server.dtype
@@ -75,6 +84,7 @@ def bench(options: BenchOptions, config: Config) -> int:
                 ),
                 server=parts.server,
                 device=str(loaded.device),
+                link=options.link,
             ),
             echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
@@ -89,6 +99,16 @@ def bench(options: BenchOptions, config: Config) -> int:
     for problem in result.problems:
         note(f"outrider-edge: {problem}")
     return result.exit_code
+
+
+@contextmanager
+def _way(options: BenchOptions, config: Config) -> Iterator[str | None]:
+    """Yields where the arms find the server: behind a relay when a link was asked for."""
+    if options.link is None:
+        yield options.server
+        return
+    with linked(options.link, options.server or config.cloud.listen) as server:
+        yield server
 
 
 def _logit_gap(

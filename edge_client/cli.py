@@ -79,6 +79,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             repeats=options.repeats,
             out=options.out,
             score=options.score,
+            link=options.link,
         ),
         config,
     )
@@ -160,6 +161,11 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="ask the target how probable it finds every text (always done where the rule "
         "of verification allows another text than its own)",
+    )
+    bench.add_argument(
+        "--link",
+        metavar="PROFILE",
+        help="put a relay with this link between the ends (outrider-link --help lists them)",
     )
     bench.set_defaults(run=_bench)
 

@@ -43,11 +43,12 @@ def describe_environment(
     draft: ModelFacts | None,
     server: ServerInfo | None,
     device: str = "cpu",
+    link: str | None = None,
 ) -> dict[str, Any]:
     """Describes this end, its model, the server's end and its model, and the configuration.
 
     `precision` are the settings read back from torch on this end, `device` where
-    the draft model runs.
+    the draft model runs, `link` the profile of the relay between the ends.
     """
     return {
         "edge": {
@@ -63,6 +64,7 @@ def describe_environment(
         "draft_model": None if draft is None else asdict(draft),
         "target_model": None if server is None else asdict(_target(server)),
         "server": None if server is None else _server(server),
+        "link": link,
         "git": git_state(Path(__file__)),
         "configuration": config.model_dump(mode="json"),
     }

@@ -188,7 +188,13 @@ def test_every_command_shown_is_accepted(
 
 def test_every_flag_named_exists() -> None:
     known = {"--help"}
-    for file in ("cloud_server/cli.py", "edge_client/cli.py", "demo/run.py", "demo/train.py"):
+    for file in (
+        "cloud_server/cli.py",
+        "edge_client/cli.py",
+        "edge_client/relay/cli.py",
+        "demo/run.py",
+        "demo/train.py",
+    ):
         known |= set(re.findall(r'"(--[a-z-]+)"', _text(ROOT / file)))
     _assert_none(
         [f for f in _spans() if f.said.startswith("--") and f.said.split()[0] not in known]
