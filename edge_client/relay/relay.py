@@ -42,7 +42,8 @@ class Relay:
         self._shapes = (up, down)
         self._seed = seed
         self.carried = Carried()
-        self._open: list[socket.socket] = []
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
         self._server = socket.create_server(listen, backlog=64)
         self.address: tuple[str, int] = self._server.getsockname()[:2]
 
@@ -62,7 +63,7 @@ class Relay:
     def close(self) -> None:
         """Stops listening and cuts every connection."""
         self._server.close()
-        for one in self._open:
+        for one in list(self._open):
             _cut(one)
 
     def _connect(self, client: socket.socket) -> None:
@@ -71,42 +72,53 @@ class Relay:
         except OSError:
             client.close()  # as a link to nowhere would: refused
             return
-        self.carried.connections += 1
-        number = self.carried.connections
+        with self._lock:
+            self.carried.connections += 1
+            number = self.carried.connections
         for one in (client, cloud):
             one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _KERNEL_BUFFER)
-            self._open.append(one)
-        for source, sink, shape, name in (
-            (client, cloud, self._shapes[0], "up"),
-            (cloud, client, self._shapes[1], "down"),
-        ):
-            direction = Direction(shape, seed=hash((self._seed, number, name == "up")))
-            threading.Thread(
-                target=self._carry, args=(source, sink, direction, name), daemon=True
-            ).start()
+            self._open.add(one)
+        both = [
+            threading.Thread(target=self._carry, args=(name, source, sink, direction), daemon=True)
+            for name, source, sink, direction in (
+                ("up", client, cloud, Direction(self._shapes[0], self._seed + 2 * number)),
+                ("down", cloud, client, Direction(self._shapes[1], self._seed + 2 * number + 1)),
+            )
+        ]
+        for one_way in both:
+            one_way.start()
+        for one_way in both:
+            one_way.join()
+        for one in (client, cloud):
+            one.close()
+            self._open.discard(one)
 
     def _carry(
-        self, source: socket.socket, sink: socket.socket, direction: Direction, name: str
+        self, name: str, source: socket.socket, sink: socket.socket, direction: Direction
     ) -> None:
-        """Takes bytes in as the buffer has room for them."""
+        """Takes bytes in as the buffer has room, until the source ends or the sink does."""
         waiting: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
-        threading.Thread(target=_let_out, args=(sink, waiting), daemon=True).start()
+        out = threading.Thread(target=_let_out, args=(source, sink, waiting), daemon=True)
+        out.start()
         shaped = direction.shape.rate is not None or direction.shape.trace
         size = PACKET if shaped else _WHOLE
-        while True:
+        data = b"any"
+        while data:
             _sleep_until(direction.room_at(time.monotonic()))
             try:
                 data = source.recv(size)
             except OSError:
                 data = b""
             waiting.put((direction.enter(time.monotonic(), len(data)), data))
-            if not data:
-                return
-            setattr(self.carried, name, getattr(self.carried, name) + len(data))
+            with self._lock:
+                setattr(self.carried, name, getattr(self.carried, name) + len(data))
+        out.join()
 
 
-def _let_out(sink: socket.socket, waiting: queue.SimpleQueue[tuple[float, bytes]]) -> None:
+def _let_out(
+    source: socket.socket, sink: socket.socket, waiting: queue.SimpleQueue[tuple[float, bytes]]
+) -> None:
     """Writes each piece when its time has come; an empty one ends the direction."""
     while True:
         due, data = waiting.get()
@@ -116,7 +128,8 @@ def _let_out(sink: socket.socket, waiting: queue.SimpleQueue[tuple[float, bytes]
                 sink.shutdown(socket.SHUT_WR)
                 return
             sink.sendall(data)
-        except OSError:
+        except OSError:  # whoever read is gone, so nobody need write
+            _cut(source)
             _cut(sink)
             return
 
@@ -130,4 +143,3 @@ def _sleep_until(due: float) -> None:
 def _cut(one: socket.socket) -> None:
     with contextlib.suppress(OSError):
         one.shutdown(socket.SHUT_RDWR)
-    one.close()
