@@ -164,8 +164,9 @@ seconds' worth of bytes each way, through `outrider-link` as a process of its ow
 
 {rates}
 
-The row of 0 ms is what the relay costs by itself: two more hops through the kernel and two threads
-that wake. Up includes the round trip before the first byte and after the last.
+The row of 0 ms bounds what the relay costs by itself: two more hops through the kernel and two
+threads that wake. Where there is a delay, threads wake a little late, each way. Up includes the
+round trip before the first byte and after the last.
 """
 
 
