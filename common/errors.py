@@ -9,9 +9,11 @@
     │   ├── HandshakeError          two ends that do not fit together         FAILED_PRECONDITION
     │   └── InvalidRequestError     a message that breaks the protocol        INVALID_ARGUMENT
     ├── ServiceError                the other end, or the way to it           (exit 3)
-    │   ├── UnavailableError        not there, gone, or draining              UNAVAILABLE
+    │   ├── UnavailableError        not there, gone, loading or draining      UNAVAILABLE
+    │   ├── EvictedError            the session was ended to make room        ABORTED
     │   ├── OverloadedError         no room for another session or request    RESOURCE_EXHAUSTED
-    │   └── DeadlineError           longer than the caller allowed            DEADLINE_EXCEEDED
+    │   ├── DeadlineError           longer than the caller allowed            DEADLINE_EXCEEDED
+    │   └── RefusedError            no credentials, or wrong ones             UNAUTHENTICATED
     └── InternalError               our own fault: a broken invariant         INTERNAL (exit 1)
 
 Each class names its gRPC status, its machine-readable reason (sent in the error
@@ -80,24 +82,43 @@ class InvalidRequestError(UsageError):
 
 
 class ServiceError(OutriderError):
-    """Says that the other end, or the way to it, failed."""
+    """Says that the other end, or the way to it, failed.
+
+    `passing` says whether asking again, here or elsewhere, may help: a client that holds
+    all tokens then opens its session anew.
+    """
 
     status = "UNAVAILABLE"
     reason = "SERVICE"
     exit_code = 3
+    passing: ClassVar[bool] = True
 
 
 class UnavailableError(ServiceError):
-    """Says that the server is not there, went away, or is draining."""
+    """Says that the server is not there, went away, is loading or draining."""
 
     reason = "UNAVAILABLE"
 
 
+class EvictedError(ServiceError):
+    """Says that the server ended an idle session; its client, which holds all tokens, reopens."""
+
+    status = "ABORTED"
+    reason = "EVICTED"
+
+
 class OverloadedError(ServiceError):
-    """Says that the server has no room for another session or request now."""
+    """Says that the server has no room for another session or request now.
+
+    `retry_after_s` is when it expects to, None where it cannot tell.
+    """
 
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class DeadlineError(ServiceError):
@@ -105,6 +126,14 @@ class DeadlineError(ServiceError):
 
     status = "DEADLINE_EXCEEDED"
     reason = "DEADLINE"
+
+
+class RefusedError(ServiceError):
+    """Says that the server does not know this client, or that what listens there is another."""
+
+    status = "UNAUTHENTICATED"
+    reason = "REFUSED"
+    passing = False
 
 
 class InternalError(OutriderError):

@@ -18,6 +18,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from common.errors import (
     ConfigError,
     DeadlineError,
+    EvictedError,
     HandshakeError,
     InternalError,
     InvalidRequestError,
@@ -26,6 +27,7 @@ from common.errors import (
     OverloadedError,
     PrecisionError,
     PromptError,
+    RefusedError,
     UnavailableError,
 )
 from common.types import (
@@ -534,8 +536,10 @@ _BY_REASON: dict[str, type[OutriderError]] = {
         HandshakeError,
         InvalidRequestError,
         UnavailableError,
+        EvictedError,
         OverloadedError,
         DeadlineError,
+        RefusedError,
         InternalError,
     )
 }
@@ -556,6 +560,10 @@ def error_details(error: OutriderError) -> bytes:
     info = any_pb2.Any()
     info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
     status = status_pb2.Status(code=status_code(error), message=str(error), details=[info])
+    if isinstance(error, OverloadedError) and error.retry_after_s is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after_s * 1e9))
+        status.details.add().Pack(retry)
     return bytes(status.SerializeToString())
 
 
@@ -565,8 +573,14 @@ def error_from_details(details: bytes | None, message: str) -> OutriderError | N
         status = status_pb2.Status.FromString(details or b"")
     except DecodeError:
         return None
+    found: OutriderError | None = None
+    info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+    retry_after_s: float | None = None
     for packed in status.details:
-        info = error_details_pb2.ErrorInfo()
         if packed.Unpack(info) and info.domain == ERROR_DOMAIN and info.reason in _BY_REASON:
-            return _BY_REASON[info.reason](message)
-    return None
+            found = _BY_REASON[info.reason](message)
+        elif packed.Unpack(retry):
+            retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
+    if isinstance(found, OverloadedError):
+        found.retry_after_s = retry_after_s
+    return found

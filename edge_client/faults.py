@@ -14,12 +14,14 @@ from common.errors import (
     InvalidRequestError,
     OutriderError,
     OverloadedError,
+    RefusedError,
     UnavailableError,
 )
 
 _DETAILS_TRAILER = "grpc-status-details-bin"
 
 _NO_OUTRIDER = "what listens there is no Outrider server; check the address"
+_NO_ENTRY = "the server does not know this client; security.token_file names its token"
 _SERVER_FAULT = "a fault of the server; its log says more"
 
 BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
@@ -32,21 +34,21 @@ BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
         "no answer in time; is it overloaded or out of reach? "
         "network.connect_timeout_s and network.round_timeout_s say how long to wait",
     ),
-    grpc.StatusCode.NOT_FOUND: (UnavailableError, _NO_OUTRIDER),
+    grpc.StatusCode.NOT_FOUND: (RefusedError, _NO_OUTRIDER),
     grpc.StatusCode.ALREADY_EXISTS: (InternalError, _SERVER_FAULT),
-    grpc.StatusCode.PERMISSION_DENIED: (UnavailableError, "the server refuses this client"),
+    grpc.StatusCode.PERMISSION_DENIED: (RefusedError, _NO_ENTRY),
     grpc.StatusCode.RESOURCE_EXHAUSTED: (OverloadedError, "no room now; try again later"),
     grpc.StatusCode.FAILED_PRECONDITION: (HandshakeError, "the two ends do not fit together"),
     grpc.StatusCode.ABORTED: (UnavailableError, "the server gave up; ask again"),
     grpc.StatusCode.OUT_OF_RANGE: (InvalidRequestError, "the server refuses the request"),
-    grpc.StatusCode.UNIMPLEMENTED: (UnavailableError, _NO_OUTRIDER),
+    grpc.StatusCode.UNIMPLEMENTED: (RefusedError, _NO_OUTRIDER),
     grpc.StatusCode.INTERNAL: (InternalError, _SERVER_FAULT),
     grpc.StatusCode.UNAVAILABLE: (
         UnavailableError,
         "is it running? start it with `outrider-cloud serve`",
     ),
     grpc.StatusCode.DATA_LOSS: (InternalError, _SERVER_FAULT),
-    grpc.StatusCode.UNAUTHENTICATED: (UnavailableError, "the server refuses this client"),
+    grpc.StatusCode.UNAUTHENTICATED: (RefusedError, _NO_ENTRY),
 }
 """Used when the status carries no reason of ours: the class, and what the user may do."""
 

@@ -11,12 +11,14 @@ numbers are meaningful, and nothing else is, so no clocks need be in step.
 
 Statuses. Client faults are INVALID_ARGUMENT (a message that breaks this
 contract) or FAILED_PRECONDITION (two ends that do not fit together);
-RESOURCE_EXHAUSTED means no room now, try later; UNAVAILABLE means not here or
-draining, try another server; DEADLINE_EXCEEDED and CANCELLED have their usual
-meaning; INTERNAL is only ever the server's own fault. Every error carries a
-google.rpc.ErrorInfo in its status details: domain "outrider", reason one of
-CONFIG, PROMPT, MODEL, PRECISION, HANDSHAKE, INVALID_REQUEST, UNAVAILABLE,
-OVERLOADED, DEADLINE, INTERNAL.
+RESOURCE_EXHAUSTED means no room now, try again after the google.rpc.RetryInfo
+in the details; UNAVAILABLE means not here, loading or draining, try another
+server; ABORTED means that an idle session was ended, open it again;
+UNAUTHENTICATED means no token that this server knows; DEADLINE_EXCEEDED and
+CANCELLED have their usual meaning; INTERNAL is only ever the server's own
+fault. Every error carries a google.rpc.ErrorInfo in its status details: domain
+"outrider", reason one of CONFIG, PROMPT, MODEL, PRECISION, HANDSHAKE,
+INVALID_REQUEST, UNAVAILABLE, EVICTED, OVERLOADED, DEADLINE, REFUSED, INTERNAL.
 
 By hand, with grpcurl (reflection is on):
   grpcurl -plaintext HOST:PORT list

@@ -51,3 +51,10 @@ def test_the_tree_is_printed_in_the_docstring() -> None:
 @pytest.mark.parametrize("details", [None, b"", b"\xffgarbage"])
 def test_details_of_others_are_left_alone(details: bytes | None) -> None:
     assert wire.error_from_details(details, "x") is None
+
+
+@pytest.mark.parametrize("after", [None, 0.0, 1.25])
+def test_when_to_ask_again_travels_with_an_overload(after: float | None) -> None:
+    back = wire.error_from_details(wire.error_details(errors.OverloadedError("full", after)), "x")
+    assert isinstance(back, errors.OverloadedError)
+    assert back.retry_after_s == after

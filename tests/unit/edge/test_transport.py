@@ -20,6 +20,7 @@ from common.errors import (
     InternalError,
     OutriderError,
     OverloadedError,
+    RefusedError,
     UnavailableError,
 )
 from common.types import (
@@ -298,7 +299,7 @@ def test_another_server_there_is_said_so() -> None:
     with (
         serving(None) as address,
         connected(address) as cloud,
-        pytest.raises(UnavailableError, match="no Outrider server; check the address"),
+        pytest.raises(RefusedError, match="no Outrider server; check the address"),
     ):
         cloud.info()
 
