@@ -50,7 +50,13 @@ class Host:
     def peer(self) -> Peer:
         """This server's side of the handshake."""
         info = self.info
-        return Peer(info.protocol_version, info.tokenizer_fingerprint, info.vocab_size, info.dtype)
+        return Peer(
+            info.protocol_version,
+            info.tokenizer_fingerprint,
+            info.vocab_size,
+            info.dtype,
+            info.model_fingerprint,
+        )
 
     @property
     def wire_limits(self) -> WireLimits:

@@ -113,8 +113,10 @@ class NetworkSection(Section):
 
     pipeline: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     run_ahead: bool = False
-    connect_timeout_s: Seconds = 10.0
-    round_timeout_s: Seconds = 60.0
+    connect_timeout_s: Seconds = 10.0  # to reach a server
+    round_timeout_s: Seconds = 60.0  # for one answer
+    reconnect_s: Annotated[float, Field(ge=0)] = 30.0  # how long a lost server is asked again
+    deadline_s: Seconds | None = None  # for one whole text; None: as long as it takes
 
 
 class SideLimits(Section):

@@ -194,12 +194,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """States one end's identity for the handshake."""
+    """States one end's identity for the handshake.
+
+    `model_fingerprint` is the target's, on the client the one that its text began with.
+    """
 
     protocol_version: str
     tokenizer_fingerprint: str
     vocab_size: int
     dtype: str
+    model_fingerprint: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,6 +102,7 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
             tokenizer_fingerprint=opening.peer.tokenizer_fingerprint,
             vocab_size=opening.peer.vocab_size,
             dtype=opening.peer.dtype,
+            model_fingerprint=opening.peer.model_fingerprint,
         ),
         prompt_token_ids=opening.prompt_token_ids,
         generated_token_ids=opening.generated_token_ids,
@@ -135,6 +136,7 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
             tokenizer_fingerprint=message.peer.tokenizer_fingerprint,
             vocab_size=message.peer.vocab_size,
             dtype=message.peer.dtype,
+            model_fingerprint=message.peer.model_fingerprint,
         ),
         prompt_token_ids=_token_ids("prompt_token_ids", message.prompt_token_ids, limits),
         generated_token_ids=_token_ids("generated_token_ids", message.generated_token_ids, limits),
@@ -521,6 +523,11 @@ def check_handshake(client: Peer, server: Peer) -> None:
             f"tokenizer: client {client.tokenizer_fingerprint[:12]} ({client.vocab_size} entries), "
             f"server {server.tokenizer_fingerprint[:12]} ({server.vocab_size} entries); "
             "use a draft model trained with the target's tokenizer"
+        )
+    if client.model_fingerprint and client.model_fingerprint != server.model_fingerprint:
+        raise HandshakeError(
+            f"target: the client's text began with {client.model_fingerprint[:12]}, this server "
+            f"has {server.model_fingerprint[:12]}; serve the same model at every address"
         )
 
 

@@ -22,6 +22,7 @@ from edge_client.arms import Arm, Drafting, build_arms
 from edge_client.draft_length import FixedDraftLength
 from edge_client.drafter import Drafter, EdgeModel
 from edge_client.policy import Doubt, DraftPolicy, Gate
+from edge_client.resume import ResilientCloud
 from edge_client.text import TextEncoder
 from edge_client.transport import CloudConnection
 
@@ -33,7 +34,7 @@ class Assembly:
     model: EdgeModel
     encoder: TextEncoder
     arms: Mapping[str, Arm]
-    cloud: CloudConnection | None
+    cloud: ResilientCloud | None
     server: ServerInfo | None
 
     @property
@@ -45,17 +46,17 @@ class Assembly:
 
 @contextmanager
 def assemble(
-    config: Config, *, draft: str, server: str | None, arms: Sequence[str]
+    config: Config, *, draft: str, servers: Sequence[str], arms: Sequence[str]
 ) -> Iterator[Assembly]:
     """Connects, loads the draft model, checks that the two ends fit, and builds the arms.
 
-    `server` None means the configured one, and none at all when only `edge` runs.
+    No `servers` means the configured one, and none at all when only `edge` runs.
     Raises UnavailableError before the model is loaded when nobody is there.
     """
     with ExitStack() as stack:
         cloud = info = None
-        if server is not None or set(arms) != {"edge"}:
-            cloud = stack.enter_context(connect(config, server))
+        if servers or set(arms) != {"edge"}:
+            cloud = stack.enter_context(connect(config, servers))
             info = cloud.info()
         model = EdgeModel(draft, dtype=config.edge.dtype, threads=config.edge.threads)
         if info is not None:
@@ -77,11 +78,13 @@ def assemble(
         )
 
 
-def connect(config: Config, server: str | None) -> CloudConnection:
-    """Makes the connection to the named server, or to the configured one."""
-    return CloudConnection(
-        server or config.cloud.listen, config.network, config.cloud.max_message_bytes
-    )
+def connect(config: Config, servers: Sequence[str]) -> ResilientCloud:
+    """Makes the connection to the named servers, or to the configured one."""
+
+    def to(address: str) -> CloudConnection:
+        return CloudConnection(address, config.network, config.cloud.max_message_bytes)
+
+    return ResilientCloud(servers or [config.cloud.listen], to, config.network)
 
 
 def sampling_params(decoding: DecodingSection) -> SamplingParams:

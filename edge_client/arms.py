@@ -159,6 +159,8 @@ class CloudAlone:
                 timing=tokens.timing,
                 bytes_up=piece.bytes_up,
                 bytes_down=piece.bytes_down,
+                reconnects=piece.reconnects,
+                lost_ns=piece.lost_ns,
             )
         if stopper.finish_reason is None:
             raise InternalError("the server ended the generation and named no finish reason")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,9 @@ from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
 from edge_client.relay.process import linked
+from edge_client.resume import ResilientCloud
 from edge_client.rule import Promise, rule_of
 from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
-from edge_client.transport import CloudConnection
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class BenchOptions:
     """
 
     draft: str
-    server: str | None
+    servers: Sequence[str]
     prompts: Path
     arms: Sequence[str]
     limit: int | None
@@ -58,8 +58,8 @@ def bench(options: BenchOptions, config: Config) -> int:
         splits and plan.rule.promise(plan.sampling.temperature) is not Promise.TOKENS
     )
     with (
-        _way(options, config) as server,
-        assemble(config, draft=options.draft, server=server, arms=options.arms) as parts,
+        _way(options, config) as servers,
+        assemble(config, draft=options.draft, servers=servers, arms=options.arms) as parts,
     ):
         loaded = parts.model.loaded
         draft_dtype = dtype_name(parts.model.dtype)
@@ -102,17 +102,18 @@ def bench(options: BenchOptions, config: Config) -> int:
 
 
 @contextmanager
-def _way(options: BenchOptions, config: Config) -> Iterator[str | None]:
-    """Yields where the arms find the server: behind a relay when a link was asked for."""
+def _way(options: BenchOptions, config: Config) -> Iterator[Sequence[str]]:
+    """Yields where the arms find the servers: each behind a relay when a link was asked for."""
     if options.link is None:
-        yield options.server
+        yield options.servers
         return
-    with linked(options.link, options.server or config.cloud.listen) as server:
-        yield server
+    with ExitStack() as stack:
+        servers = options.servers or [config.cloud.listen]
+        yield [stack.enter_context(linked(options.link, server)) for server in servers]
 
 
 def _logit_gap(
-    cloud: CloudConnection,
+    cloud: ResilientCloud,
     prompt_token_ids: Sequence[int],
     output_token_ids: Sequence[int],
     token: int,
@@ -127,7 +128,7 @@ def _logit_gap(
 
 
 def text_nats(
-    cloud: CloudConnection,
+    cloud: ResilientCloud,
     context_length: int,
     prompt_token_ids: Sequence[int],
     output_token_ids: Sequence[int],

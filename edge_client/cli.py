@@ -56,7 +56,7 @@ def _generate(options: argparse.Namespace, config: Config) -> int:
     return generate(
         GenerateOptions(
             draft=options.draft,
-            server=options.server,
+            servers=options.server,
             prompt=options.prompt,
             arm=options.arm,
             chat=options.chat,
@@ -72,7 +72,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
     return bench(
         BenchOptions(
             draft=options.draft,
-            server=options.server,
+            servers=options.server,
             prompts=options.prompts,
             arms=options.arms,
             limit=options.limit,
@@ -90,7 +90,7 @@ def _ping(options: argparse.Namespace, config: Config) -> int:
 
     return ping(
         config,
-        server=options.server,
+        servers=options.server,
         count=options.count,
         payload=options.payload_bytes,
         as_json=options.json,
@@ -110,6 +110,8 @@ def _configuration(options: argparse.Namespace) -> Config:
         for key in Config().decoding.__class__.model_fields
         if (value := getattr(options, key, None)) is not None
     ]
+    if (deadline := getattr(options, "deadline", None)) is not None:
+        said.append(f"network.deadline_s={_yaml(deadline)}")
     return configuration.load(options.config, [*options.set, *said])
 
 
@@ -208,7 +210,18 @@ def _server() -> argparse.ArgumentParser:
     group = argparse.ArgumentParser(add_help=False)
     listen = Config().cloud.listen
     group.add_argument(
-        "--server", metavar="HOST:PORT", help=f"default: {listen} (cloud.listen); `edge` needs none"
+        "--server",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="may be repeated: when one fails, the text goes on at the next; "
+        f"default: {listen} (cloud.listen); `edge` needs none",
+    )
+    group.add_argument(
+        "--deadline",
+        type=float,
+        metavar="SECONDS",
+        help="for one whole text; default: as long as it takes (network.deadline_s)",
     )
     return group
 

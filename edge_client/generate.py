@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +23,7 @@ class GenerateOptions:
     """Is what the command line asks for; `chat` applies the tokenizer's chat template."""
 
     draft: str
-    server: str | None
+    servers: Sequence[str]
     prompt: str
     arm: str
     chat: bool
@@ -48,7 +49,9 @@ def generate(options: GenerateOptions, config: Config) -> int:
     An error in the middle leaves the text so far where it is, and the JSON object
     says what it was in `error`; it is raised in both cases.
     """
-    with assemble(config, draft=options.draft, server=options.server, arms=[options.arm]) as parts:
+    with assemble(
+        config, draft=options.draft, servers=options.servers, arms=[options.arm]
+    ) as parts:
         conditions = _conditions(options.arm, config, parts)
         warn_of_dtypes(conditions.draft_dtype, conditions.target_dtype)
         if conditions.verification is not None:

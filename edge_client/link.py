@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -21,7 +21,9 @@ class Answer:
     """Is a verdict as it arrived.
 
     `elapsed_ns` runs on the client's clock from just before the draft was sent to
-    just after its verdict was received; `bytes_up` and `bytes_down` belong to this
+    just after its verdict was received, on the stream that answered; before it lie
+    `lost_ns` in which lost streams were waited for and `reconnects` times replaced.
+    `bytes_up` and `bytes_down` belong to this
     round, the opening of the session to the first. `draft_probabilities_bytes` is the
     part of `bytes_up` that says what guesses were drawn from, None where nothing does.
     """
@@ -31,6 +33,8 @@ class Answer:
     bytes_up: int
     bytes_down: int
     draft_probabilities_bytes: int | None = None
+    reconnects: int = 0
+    lost_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +42,16 @@ class Piece:
     """Is a piece of a cloud arm's output as it arrived.
 
     `elapsed_ns` runs from the request for the first piece, and from the previous
-    piece for each later one; the request's `bytes_up` belong to the first.
+    piece for each later one; the request's `bytes_up` belong to the first. After a
+    loss the request is made again; `reconnects` and `lost_ns` are as in Answer.
     """
 
     tokens: GeneratedTokens
     elapsed_ns: int
     bytes_up: int
     bytes_down: int
+    reconnects: int = 0
+    lost_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,32 @@ class VerifyStream(Protocol):
     def receive(self) -> Answer:
         """Waits for the next verdict; raises a ServiceError when there will be none."""
         ...
+
+
+class Server(Protocol):
+    """Is one server: whatever fails there fails (see CloudConnection)."""
+
+    def info(self) -> ServerInfo: ...  # noqa: D102
+
+    def echo(self, payload: bytes) -> tuple[int, int]: ...  # noqa: D102
+
+    def score(  # noqa: D102
+        self, context: Sequence[int], token_ids: Sequence[int]
+    ) -> tuple[float, ...]: ...
+
+    def text_logprobs(  # noqa: D102
+        self, context: Sequence[int], text: Sequence[int]
+    ) -> tuple[float, ...]: ...
+
+    def open(  # noqa: D102
+        self, opening: OpenSession, timeout_s: float | None
+    ) -> AbstractContextManager[VerifyStream]: ...
+
+    def generate(  # noqa: D102
+        self, mode: GenerateMode, opening: OpenSession, timeout_s: float | None
+    ) -> Generator[Piece, None, None]: ...
+
+    def close(self) -> None: ...  # noqa: D102
 
 
 class Cloud(Protocol):

@@ -20,10 +20,11 @@ class Step:
     """Is one arrival of output tokens: a round, a streamed piece, or one local decode step.
 
     A round that mends a mismatch brings no tokens. What does not apply to an arm is
-    None: `elapsed_ns` (see link.py), `timing` and the bytes for `edge`; the drafts and
-    `asked` for all arms but `speculative`. A block that the gate let pass was not
-    `asked` about: it is no round, and nobody accepted it. `text` is what these tokens
-    made certain, not their own: a half character, or what may begin a stop string, waits.
+    None: `elapsed_ns`, `reconnects`, `lost_ns` (see link.py), `timing` and the bytes for
+    `edge`; the drafts and `asked` for all arms but `speculative`. A block that the gate
+    let pass was not `asked` about: it is no round, and nobody accepted it. `text` is what
+    these tokens made certain, not their own: a half character, or what may begin a stop
+    string, waits.
     """
 
     token_ids: tuple[int, ...]
@@ -38,6 +39,8 @@ class Step:
     bytes_down: int | None = None
     asked: bool | None = None
     draft_probabilities_bytes: int | None = None
+    reconnects: int | None = None
+    lost_ns: int | None = None
 
 
 class DraftSource(Protocol):
@@ -122,6 +125,8 @@ def speculate(
             bytes_down=answer.bytes_down,
             asked=True,
             draft_probabilities_bytes=answer.draft_probabilities_bytes,
+            reconnects=answer.reconnects,
+            lost_ns=answer.lost_ns,
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
 from common.config import Config
@@ -13,13 +14,13 @@ from edge_client.experiments.records import Percentiles, percentiles
 _WARM_UP = 3  # the first calls carry the connection's own beginnings, and are not counted
 
 
-def ping(config: Config, *, server: str | None, count: int, payload: int, as_json: bool) -> int:
+def ping(config: Config, *, servers: Sequence[str], count: int, payload: int, as_json: bool) -> int:
     """Measures `count` echoes of `payload` bytes, one after the other.
 
     Prints p50, p95 and p99 of what the client saw, and of network time: that minus
     what the server says it took itself.
     """
-    with connect(config, server) as cloud:
+    with connect(config, servers) as cloud:
         most = cloud.info().max_message_bytes
         if payload > most // 2:
             raise ConfigError(

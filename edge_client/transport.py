@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +32,9 @@ FRAME_BYTES = 5
 """Length of the header gRPC puts before each message: one flag byte and the size."""
 
 CLOSE_SECONDS = 2.0
+
+KEEPALIVE_MS = 10_000
+"""How long a link with a call on it may be silent before it is asked, and then fail to answer."""
 
 Response = TypeVar("Response")
 
@@ -73,6 +76,10 @@ class CloudConnection:
                 ("grpc.enable_retries", 0),
                 ("grpc.enable_http_proxy", 0),
                 ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.min_reconnect_backoff_ms", round(network.connect_timeout_s * 1000)),
+                # A link that was cut without a word is noticed before the round's own timeout.
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
             ],
         )
         self._stub = VerifierStub(self._channel)
@@ -150,22 +157,27 @@ class CloudConnection:
         return tuple(scores)
 
     @contextmanager
-    def open(self, opening: OpenSession) -> Iterator[SessionStream]:
-        """Opens a session and does not wait; whatever is wrong shows at the first verdict."""
+    def open(self, opening: OpenSession, timeout_s: float | None = None) -> Iterator[SessionStream]:
+        """Opens a session and does not wait; whatever is wrong shows at the first verdict.
+
+        After `timeout_s` it ends on both ends.
+        """
         requests: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
-        call: Any = self._stub.Session(iter(requests.get, None))
+        call: Any = self._stub.Session(iter(requests.get, None), timeout=timeout_s)
         try:
             with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
                 yield SessionStream(opening, requests, responses, self._clock)
         finally:
             requests.put(None)  # half-closes the stream, unless it is cancelled by now
 
-    def generate(self, mode: GenerateMode, opening: OpenSession) -> Iterator[Piece]:
-        """Streams the output of a cloud arm."""
+    def generate(
+        self, mode: GenerateMode, opening: OpenSession, timeout_s: float | None = None
+    ) -> Generator[Piece, None, None]:
+        """Streams the output of a cloud arm; after `timeout_s` it ends on both ends."""
         request = wire.generate_to_proto(mode, opening)
         bytes_up = _size(request)
         started = self._clock()
-        call: Any = self._stub.Generate(request)
+        call: Any = self._stub.Generate(request, timeout=timeout_s)
         with _Responses[pb.GenerateResponse](call, self._network, self.address) as responses:
             while (message := responses.next()) is not None:
                 arrived = self._clock()

@@ -116,6 +116,8 @@ class Record:
     chrf: float | None = None
     bleu: float | None = None
     rouge_l: float | None = None
+    reconnects: int | None = None
+    time_lost_s: float | None = None
     steps: StepColumns | None = None
 
     @property
@@ -157,6 +159,7 @@ def record_from_steps(
     drafted = [step.num_draft_tokens or 0 for step in rounds]
     accepted = [step.num_accepted_tokens or 0 for step in rounds]
     positions = max(drafted, default=0)
+    lost_ns = _total(step.lost_ns for step in steps)
     return Record(
         **_identity(unit),
         prompt_tokens=len(prompt_token_ids),
@@ -201,6 +204,8 @@ def record_from_steps(
         **(_asking(rounds, unasked) if drafts else {}),
         draft_probabilities_bytes=_total(step.draft_probabilities_bytes for step in steps),
         **({} if quality is None else dataclasses.asdict(quality)),
+        reconnects=_total(step.reconnects for step in steps),
+        time_lost_s=None if lost_ns is None else lost_ns / _NS_PER_S,
         steps=columns(steps, arrivals_ns),
     )
 

@@ -54,16 +54,18 @@ GENERATE_MODE_STOCK: GenerateMode
 GENERATE_MODE_OPTIMIZED: GenerateMode
 
 class Peer(_message.Message):
-    __slots__ = ("protocol_version", "tokenizer_fingerprint", "vocab_size", "dtype")
+    __slots__ = ("protocol_version", "tokenizer_fingerprint", "vocab_size", "dtype", "model_fingerprint")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: str
     tokenizer_fingerprint: str
     vocab_size: int
     dtype: str
-    def __init__(self, protocol_version: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ...) -> None: ...
+    model_fingerprint: str
+    def __init__(self, protocol_version: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., model_fingerprint: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "seed", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")

@@ -226,7 +226,9 @@ def test_a_server_killed_in_the_middle_of_a_bench_costs_records_not_the_run(
     out = tmp_path / "out"
     with (
         serving(tiny_pair.target) as server,
-        edge_running(*bench_flags(server, tiny_pair, prompts, out)) as bench,
+        edge_running(
+            *bench_flags(server, tiny_pair, prompts, out), "--set", "network.reconnect_s=0.2"
+        ) as bench,
     ):
         wait_for_records(out, 2, bench)
         server.kill()
@@ -391,6 +393,7 @@ def test_a_server_killed_in_the_middle_of_a_text_is_one_clear_line(tiny_pair: Pa
         edge_running(
             "generate", "--server", server.address, "--draft", str(tiny_pair.draft),
             "--prompt", "The", "--max-new-tokens", "240", "--ignore-eos",
+            "--set", "network.reconnect_s=0",
         ) as client,
     ):  # fmt: skip
         assert client.stdout is not None

@@ -1,0 +1,337 @@
+"""Whatever is lost on the way, the text is the undisturbed one, and the books say what it cost."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.config import NetworkSection
+from common.errors import (
+    DeadlineError,
+    EvictedError,
+    HandshakeError,
+    InternalError,
+    InvalidRequestError,
+    OutriderError,
+    OverloadedError,
+    RefusedError,
+    UnavailableError,
+)
+from common.types import (
+    Draft,
+    FinishReason,
+    GeneratedTokens,
+    GenerateMode,
+    OpenSession,
+    ServerInfo,
+    StopParams,
+)
+from edge_client.arms import Arm, Drafting, GenerationRequest, Step, build_arms
+from edge_client.draft_length import FixedDraftLength
+from edge_client.link import Answer, Opened, Piece
+from edge_client.resume import ResilientCloud
+from tests.models import tiny_tokenizer
+from tests.unit.edge.pair import (
+    GREEDY,
+    PEER,
+    TIMING,
+    PairedStream,
+    ScriptedDrafter,
+    server_info,
+    undisturbed,
+)
+
+PROMPT = (5, 6, 7)
+STOP = StopParams(24, eos_token_ids=())
+TRUTH = undisturbed(PROMPT, STOP)
+SECOND = 1_000_000_000
+Value = TypeVar("Value")
+
+
+class Time:
+    """Stands still but for sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0
+        self.slept: list[float] = []
+
+    def __call__(self) -> int:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += round(seconds * SECOND)
+
+
+@dataclass
+class World:
+    """Holds the servers: what happens at each asking, and what each was asked."""
+
+    fates: deque[OutriderError | None] = field(default_factory=deque)
+    info: ServerInfo = field(default_factory=server_info)
+    openings: list[tuple[str, OpenSession, float | None]] = field(default_factory=list)
+    closed: list[str] = field(default_factory=list)
+
+    def fate(self) -> None:
+        """Fails as the next fate says; when none is left, nothing fails any more."""
+        error = self.fates.popleft() if self.fates else None
+        if error is not None:
+            raise error
+
+
+class FailingStream(PairedStream):
+    """Is lost when the world says so, before or after the server has taken the draft in."""
+
+    world: World
+    lost = False
+
+    def opened(self) -> Opened:
+        return self._unless_lost(super().opened)
+
+    def receive(self) -> Answer:
+        return self._unless_lost(super().receive)
+
+    def _unless_lost(self, ask: Callable[[], Value]) -> Value:
+        assert not self.lost, "a lost stream was asked again"
+        self.lost = True
+        self.world.fate()
+        self.lost = False
+        return ask()
+
+
+@dataclass
+class FailingServer:
+    """Is a connection to a server of the world."""
+
+    address: str
+    world: World
+
+    def info(self) -> ServerInfo:
+        self.world.fate()
+        return self.world.info
+
+    def echo(self, payload: bytes) -> tuple[int, int]:
+        self.world.fate()
+        return 4, 2
+
+    def score(self, context: Sequence[int], token_ids: Sequence[int]) -> tuple[float, ...]:
+        raise NotImplementedError
+
+    text_logprobs = score
+
+    @contextmanager
+    def open(self, opening: OpenSession, timeout_s: float | None) -> Iterator[FailingStream]:
+        self.world.openings.append((self.address, opening, timeout_s))
+        stream = FailingStream(opening)
+        stream.world = self.world
+        # The server has what the client says it had generated.
+        stream.session = stream._open(opening.generated_token_ids)
+        yield stream
+
+    def generate(
+        self, mode: GenerateMode, opening: OpenSession, timeout_s: float | None
+    ) -> Generator[Piece, None, None]:
+        self.world.openings.append((self.address, opening, timeout_s))
+        for index in range(len(opening.generated_token_ids), len(TRUTH)):
+            self.world.fate()
+            reason = FinishReason.MAX_NEW_TOKENS if index == len(TRUTH) - 1 else None
+            yield Piece(GeneratedTokens((TRUTH[index],), reason, TIMING), 9, 7, 5)
+        self.world.fate()  # even after the last piece
+
+    def close(self) -> None:
+        self.world.closed.append(self.address)
+
+
+def resilient(
+    world: World, time: Time, *addresses: str, dice: float = 0.5, **network: float
+) -> ResilientCloud:
+    return ResilientCloud(
+        addresses or ("one",),
+        lambda address: FailingServer(address, world),
+        NetworkSection(**network),  # type: ignore[arg-type]
+        clock=time,
+        sleep=time.sleep,
+        dice=lambda: dice,
+    )
+
+
+def arm(
+    name: str, cloud: ResilientCloud, time: Time, drafter: ScriptedDrafter | None = None
+) -> Arm:
+    return build_arms(
+        [name],
+        tokenizer=tiny_tokenizer(),
+        peer=PEER,
+        drafter=drafter or ScriptedDrafter(wrong=3),
+        cloud=cloud,
+        server=server_info(),
+        drafting=Drafting(FixedDraftLength(4, 8)),
+        clock=time,
+    )[name]
+
+
+def run(arm: Arm) -> list[Step]:
+    return list(arm.run(GenerationRequest(PROMPT, GREEDY, STOP)))
+
+
+def tokens(steps: Sequence[Step]) -> tuple[int, ...]:
+    return tuple(token for step in steps for token in step.token_ids)
+
+
+LOSSES = st.lists(
+    st.sampled_from(
+        [
+            None,
+            None,
+            UnavailableError("gone"),
+            DeadlineError("silent"),
+            EvictedError("idle"),
+            OverloadedError("full", 0.2),
+        ]
+    ),
+    max_size=40,
+)
+
+
+@given(LOSSES, st.sampled_from(["speculative", "cloud", "cloud_optimized"]), st.integers(1, 3))
+def test_whatever_is_lost_the_text_is_the_undisturbed_one(
+    fates: list[OutriderError | None], name: str, servers: int
+) -> None:
+    world, time = World(deque(fates)), Time()
+    cloud = resilient(world, time, *"abc"[:servers], reconnect_s=1e6)
+    steps = run(arm(name, cloud, time))
+    assert tokens(steps) == TRUTH
+    used = fates[: len(fates) - len(world.fates)]
+    losses = sum(fate is not None for fate in used)
+    if used and used[-1] is not None and name != "speculative" and not world.fates:
+        # A loss after the last piece costs nothing, and is not one to the text.
+        assert sum(step.reconnects or 0 for step in steps) in (losses, losses - 1)
+    else:
+        assert sum(step.reconnects or 0 for step in steps) == losses
+    assert sum(step.lost_ns or 0 for step in steps) == round(sum(time.slept) * SECOND)
+    assert len(time.slept) == sum(step.reconnects or 0 for step in steps)
+
+
+@given(st.lists(st.booleans(), max_size=20), st.sets(st.integers(0, 60)))
+def test_unasked_blocks_and_losses_together(lost: list[bool], sure: set[int]) -> None:
+    world, time = World(deque(UnavailableError("gone") if x else None for x in lost)), Time()
+    drafter = ScriptedDrafter(sure=lambda guesses: sum(guesses) % 60 in sure)
+    cloud = resilient(world, time, reconnect_s=1e6)
+    assert tokens(run(arm("speculative", cloud, time, drafter))) == TRUTH
+
+
+def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_again() -> None:
+    world, time = World(deque([None, UnavailableError("gone")])), Time()
+    with resilient(world, time, "one", "two").open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as s:
+        s.send(Draft(1, 3, 0, (TRUTH[0], 299)))
+        assert s.receive().verdict.position == 5
+        s.send(Draft(2, 5, 1, TRUTH[2:4]))
+        answer = s.receive()
+    assert (answer.verdict.step_id, answer.verdict.accepted) == (2, 2)
+    assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
+    (_, first, _), (address, again, _) = world.openings
+    assert address == "two"
+    assert world.closed == ["one"]
+    assert first.generated_token_ids == ()
+    assert again == replace(first, generated_token_ids=TRUTH[:2])
+
+
+def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
+    for dice, factor in ((0.0, 0.5), (1.0, 1.0)):
+        world, time = World(deque([UnavailableError("gone")] * 18)), Time()
+        cloud = resilient(world, time, "a", "b", dice=dice, reconnect_s=1e6)
+        assert cloud.echo(b"") == (4, 2)
+        longest = [0.05 * 2**n for n in range(7)] + [5.0, 5.0]
+        assert time.slept == pytest.approx([w * factor for w in longest for _ in "ab"])
+        assert world.closed == ["a", "b"] * 9
+
+
+def test_a_servers_hint_is_honoured() -> None:
+    world, time = World(deque([OverloadedError("full", 3.0)])), Time()
+    resilient(world, time, dice=0.4).echo(b"")
+    assert time.slept == [pytest.approx(3.3)]
+
+
+def test_an_outage_is_given_up_in_time_and_the_next_ask_tries_once() -> None:
+    world, time = World(deque([UnavailableError("gone")] * 1000)), Time()
+    cloud = resilient(world, time, reconnect_s=2.0)
+    with pytest.raises(UnavailableError, match=r"gone; given up after \d+ attempts in 1\.\d s"):
+        cloud.echo(b"")
+    assert 1.0 < sum(time.slept) <= 2.0
+    before = len(time.slept), len(world.fates)
+    with pytest.raises(UnavailableError):
+        run(arm("speculative", cloud, time))
+    assert (len(time.slept), len(world.fates)) == (before[0], before[1] - 1)
+    world.fates.clear()
+    cloud.echo(b"")
+    world.fates.append(UnavailableError("gone"))
+    cloud.echo(b"")  # another outage has patience of its own
+    assert len(time.slept) == before[0] + 1
+
+
+def test_without_patience_the_first_loss_is_told_as_it_is() -> None:
+    world, time = World(deque([UnavailableError("gone")])), Time()
+    with pytest.raises(UnavailableError, match=r"^gone$"):
+        run(arm("cloud", resilient(world, time, reconnect_s=0.0), time))
+    assert time.slept == []
+
+
+@pytest.mark.parametrize("name", ["speculative", "cloud_optimized"])
+def test_a_deadline_ends_it_whatever_the_patience(name: str) -> None:
+    world, time = World(deque([None] * 3 + [UnavailableError("gone")] * 1000)), Time()
+    cloud = resilient(world, time, reconnect_s=1e6, deadline_s=7.0)
+    steps: list[Step] = []
+    request = GenerationRequest(PROMPT, GREEDY, STOP)
+    with pytest.raises(DeadlineError, match=r"network\.deadline_s = 7 s"):
+        steps.extend(arm(name, cloud, time).run(request))
+    assert time.now == 7 * SECOND
+    assert tokens(steps) == TRUTH[: len(tokens(steps))] != ()
+    allowed = [timeout for _, _, timeout in world.openings]
+    assert allowed[0] == 7.0
+    assert allowed == sorted(allowed, reverse=True)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "error", [RefusedError("no"), InvalidRequestError("bad"), InternalError("bug")]
+)
+def test_what_cannot_pass_is_not_asked_again(error: OutriderError) -> None:
+    world, time = World(deque([None, error])), Time()
+    with pytest.raises(type(error)):
+        run(arm("speculative", resilient(world, time, "a", "b"), time))
+    assert time.slept == []
+
+
+def test_a_server_that_does_not_fit_is_passed_over_when_there_are_others() -> None:
+    fates = [None, UnavailableError("gone"), HandshakeError("another model"), RefusedError("no")]
+    world, time = World(deque(fates)), Time()
+    assert tokens(run(arm("cloud", resilient(world, time, *"abc"), time))) == TRUTH
+    world, time = World(deque(fates)), Time()
+    with pytest.raises(HandshakeError):
+        run(arm("cloud", resilient(world, time), time))
+
+
+def test_the_text_names_the_model_it_began_with() -> None:
+    world, time = World(), Time()
+    cloud = resilient(world, time)
+    assert cloud.info() == server_info()
+    run(arm("cloud", cloud, time))
+    run(arm("speculative", cloud, time))
+    assert [o.peer.model_fingerprint for _, o, _ in world.openings] == ["0" * 64] * 2
+
+
+def test_the_first_server_that_answers_is_taken_and_none_is_the_first_ones_error() -> None:
+    world, time = World(deque([UnavailableError("a gone"), DeadlineError("b gone")])), Time()
+    cloud = resilient(world, time, *"abc")
+    cloud.info()
+    assert cloud.address == "c"
+    world.fates.extend([UnavailableError("x"), DeadlineError("y"), DeadlineError("z")])
+    with pytest.raises(UnavailableError, match="x"):
+        cloud.info()
+    assert time.slept == []
