@@ -1,0 +1,16 @@
+"""The short form of the fuzzing: the same sequences each time (`make fuzz` for the long one)."""
+
+from __future__ import annotations
+
+from tests.integration.processes import serving
+from tests.models import Pair
+from tests.robustness.fuzz import FLAGS, fuzz
+
+
+def test_abuse_neither_breaks_a_server_nor_reaches_another_sessions_text(tiny_pair: Pair) -> None:
+    with serving(tiny_pair.target, *FLAGS) as server:
+        report = fuzz(server, total=3000, number=1)
+    assert not report.tally.faults, report.tally.faults[0]
+    assert report.tally.sequences >= 3000
+    assert report.witnessed > 0
+    assert report.tally.outcomes["OUTCOME_VERIFIED"] > 500  # sequences reach deep

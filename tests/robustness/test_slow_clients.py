@@ -1,0 +1,104 @@
+"""A client that does not read, and one that hardly writes, hold nobody up."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from common import wire
+from common.types import GenerateMode
+from outrider.v1 import verifier_pb2 as pb
+from tests.integration.processes import Server, serving
+from tests.models import Pair
+from tests.robustness.clients import by_batches, by_generate, by_session, connected
+from tests.robustness.known import Known, openings, references
+from tests.robustness.watching import wait_for_rest
+
+FULL = 2**31  # to the context's end
+PILE = 20_000
+"""Answers that fill every buffer on their way to a client that reads none."""
+
+
+@pytest.fixture(scope="module")
+def server(tiny_pair: Pair) -> Iterator[Server]:
+    with serving(tiny_pair.target) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def texts(server: Server) -> list[Known]:
+    return references(server.address, openings(4, FULL))
+
+
+async def all_served(address: str, texts: list[Known]) -> None:
+    """Has other clients' texts made, in each way, and compares them."""
+    chance = random.Random(1)
+    async with connected(address) as stub:
+        for known in texts:
+            made = await asyncio.gather(
+                by_session(stub, known, chance),
+                by_batches(stub, known, chance),
+                by_generate(stub, known, GenerateMode.OPTIMIZED),
+            )
+            assert [tuple(tokens) for tokens in made] == [known.tokens] * 3
+
+
+def test_a_session_that_reads_no_answers_holds_nobody_up(
+    server: Server, texts: list[Known]
+) -> None:
+    async def run() -> None:
+        async with connected(server.address) as stub:
+            slow: Any = stub.Session()
+            opening = wire.open_to_proto(texts[0].opening)
+            await slow.write(pb.SessionRequest(open=opening))
+            request = pb.VerifyRequest(step_id=1, position=texts[0].prompt_length)
+
+            async def pile_up() -> None:
+                for _ in range(PILE):  # the model works once; each repeat is answered from memory
+                    await slow.write(pb.SessionRequest(verify=request))
+
+            writing = asyncio.ensure_future(pile_up())
+            await all_served(server.address, texts)
+            assert not slow.done()
+            writing.cancel()
+            slow.cancel()
+
+    asyncio.run(run())
+    assert not wait_for_rest(server)
+
+
+@pytest.mark.parametrize("mode", GenerateMode)
+def test_a_generation_that_is_not_read_holds_nobody_up(
+    server: Server, texts: list[Known], mode: GenerateMode
+) -> None:
+    async def run() -> None:
+        async with connected(server.address) as stub:
+            slow: Any = stub.Generate(wire.generate_to_proto(mode, texts[0].opening))
+            await slow.read()
+            await all_served(server.address, texts)
+            assert not slow.done()
+            slow.cancel()
+
+    asyncio.run(run())
+    assert not wait_for_rest(server)
+
+
+def test_clients_that_stop_writing_hold_nobody_up(server: Server, texts: list[Known]) -> None:
+    async def run() -> None:
+        async with connected(server.address) as stub:
+            silent: Any = stub.Session()
+            opened: Any = stub.Session()
+            await opened.write(pb.SessionRequest(open=wire.open_to_proto(texts[0].opening)))
+            await opened.read()
+            await all_served(server.address, texts)
+            assert not silent.done()
+            assert not opened.done()
+            silent.cancel()
+            opened.cancel()
+
+    asyncio.run(run())
+    assert not wait_for_rest(server)
