@@ -41,10 +41,10 @@ def stays() -> bool:
 
 
 @asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Stub]:
+async def connected(address: str, *options: tuple[str, int]) -> AsyncIterator[Stub]:
     """Connects with a connection of its own."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
-    async with grpc.aio.insecure_channel(address, options) as channel:
+    own = [("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0)]
+    async with grpc.aio.insecure_channel(address, [*own, *options]) as channel:
         yield VerifierStub(channel)
 
 

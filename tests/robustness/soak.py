@@ -58,10 +58,7 @@ class Report:
         rows: list[tuple[str, object]] = [
             *sorted(self.outcomes.items()),
             ("seconds", len(curve)),
-            *(
-                (f"resident MB at {10 * at} %", f"{size / 1e6:.1f}")
-                for at, size in enumerate(tenths)
-            ),
+            *((f"resident MB at {at} %", f"{size / 1e6:.1f}") for at, size in marks.items()),
             ("growth after warm-up", f"{self.growth:+.2%}"),
             ("faults", len(self.faults)),
         ]

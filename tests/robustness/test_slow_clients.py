@@ -19,8 +19,10 @@ from tests.robustness.known import Known, openings, references
 from tests.robustness.watching import wait_for_rest
 
 FULL = 2**31  # to the context's end
-PILE = 20_000
-"""Answers that fill every buffer on their way to a client that reads none."""
+SMALL_WINDOW = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 1024))
+"""Has a client take in little that it does not read, so that its server is soon stuck writing."""
+PADDING = [1] * 2000
+"""Makes requests large, so that the client of such a server is soon stuck writing, too."""
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +53,28 @@ def test_a_session_that_reads_no_answers_holds_nobody_up(
     server: Server, texts: list[Known]
 ) -> None:
     async def run() -> None:
-        async with connected(server.address) as stub:
+        async with connected(server.address, *SMALL_WINDOW) as stub:
             slow: Any = stub.Session()
             opening = wire.open_to_proto(texts[0].opening)
             await slow.write(pb.SessionRequest(open=opening))
             request = pb.VerifyRequest(step_id=1, position=texts[0].prompt_length)
+            written = 0
 
             async def pile_up() -> None:
-                for _ in range(PILE):  # the model works once; each repeat is answered from memory
+                nonlocal written
+                while True:  # the model works once; each repeat is answered from memory
                     await slow.write(pb.SessionRequest(verify=request))
+                    request.confirmed_token_ids[:] = PADDING
+                    written += 1
 
             writing = asyncio.ensure_future(pile_up())
+            before = -1
+            while written != before:  # else both ends are stuck
+                before = written
+                await all_served(server.address, texts[:1])
             await all_served(server.address, texts)
             assert not slow.done()
+            assert not writing.done()
             writing.cancel()
             slow.cancel()
 
