@@ -23,7 +23,7 @@ from tests.models import save_pair
 from tests.robustness.faulty_relay import FaultyRelay, Plan
 from tests.robustness.known import openings, references
 from tests.robustness.retrying import generate as retry_from_scratch
-from tests.robustness.watching import own_faults, tracebacks, wait_for_rest
+from tests.robustness.watching import last_faults, tracebacks
 
 ARMS = ("speculative", "cloud", "cloud_optimized")
 TEXTS = 8
@@ -123,8 +123,7 @@ def chaos(
                 server = stack.enter_context(serving(target, "--listen", server.address))
         relay.calm()
         report.link = relay.counts
-        report.faults += [f"held at the end: {left}" for left in [wait_for_rest(server)] if left]
-        report.faults += own_faults(server)
+        report.faults += last_faults(server)
     return report
 
 

@@ -20,9 +20,10 @@ from tests.integration.processes import Server, serving
 from tests.models import save_pair
 from tests.robustness.clients import NoRoomError, by_generate, by_session, connected
 from tests.robustness.known import Known, openings, references
-from tests.robustness.playing import Player, Tally
+from tests.robustness.playing import Player
 from tests.robustness.sequences import Sequence, sequences
-from tests.robustness.watching import own_faults, resident_bytes, wait_for_rest
+from tests.robustness.tally import Tally
+from tests.robustness.watching import last_faults, resident_bytes
 
 FLAGS = (
     *("--set", "cloud.max_sessions=160", "--set", "cloud.cache_tokens=24576"),
@@ -69,7 +70,7 @@ class Report:
 
     @property
     def growth(self) -> float:
-        return self.end_bytes / self.warm_bytes - 1
+        return self.end_bytes / self.warm_bytes - 1 if self.warm_bytes else 0.0
 
     def __str__(self) -> str:
         tally = self.tally
@@ -116,7 +117,7 @@ def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = N
                 return
             runner.run(player.play(drawn))
             if server.process.poll() is not None:
-                tally.faults += ["the server is gone"] * ENOUGH_FAULTS
+                tally.faults += [f"the server is gone after {drawn}"] * ENOUGH_FAULTS
             if not report.warm_bytes and tally.sequences >= total * WARM_UP:
                 report.warm_bytes = resident_bytes(server)
             if progress is not None:
@@ -130,10 +131,8 @@ def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = N
         tally.faults += [
             f"a witness: {end!r}" for end in ends if not isinstance(end, asyncio.CancelledError)
         ]
-    if server.process.poll() is None:
-        tally.faults += [f"held at the end: {left}" for left in [wait_for_rest(server)] if left]
-        report.end_bytes = resident_bytes(server)
-        tally.faults += own_faults(server)
+    tally.faults += last_faults(server)
+    report.end_bytes = resident_bytes(server)
     tally.faults += [f"never tried: {label}" for label in DEMANDED if not tally.labels[label]]
     return report
 

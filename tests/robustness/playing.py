@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
@@ -14,23 +13,8 @@ import grpc.aio
 from outrider.v1 import verifier_pb2 as pb
 from tests.robustness.clients import EOF
 from tests.robustness.sequences import FLOOD, Manner, Sequence, Step, token_placeholder
+from tests.robustness.tally import CROSSED, IN_ENTRY, Tally
 
-STATUSES = frozenset(
-    {
-        "OK",
-        "INVALID_ARGUMENT",
-        "FAILED_PRECONDITION",
-        "RESOURCE_EXHAUSTED",
-        "UNAVAILABLE",
-        "ABORTED",
-        "DEADLINE_EXCEEDED",
-        "CANCELLED",
-        "UNAUTHENTICATED",
-    }
-)
-CROSSED = "written as the call ended"
-IN_ENTRY = "entry of a batch: "
-ALLOWED = STATUSES | {CROSSED} | {IN_ENTRY + name for name in STATUSES | {"NOT_FOUND"}}
 NAMES = {code.value[0]: code.name for code in grpc.StatusCode}
 SERVICE = "/outrider.v1.Verifier/"
 PATIENCE_S = 60.0
@@ -54,23 +38,6 @@ OF_THE_LIBRARY = "Internal error from Core"
 PAUSE_S = 0.02
 
 Call = Any  # grpc.aio's calls have no common published type
-
-
-@dataclass
-class Tally:
-    """Counts what was played, and keeps what must not happen."""
-
-    sequences: int = 0
-    messages: int = 0
-    statuses: Counter[str] = field(default_factory=Counter)
-    outcomes: Counter[str] = field(default_factory=Counter)
-    labels: Counter[str] = field(default_factory=Counter)
-    faults: list[str] = field(default_factory=list)
-
-    def status(self, name: str, details: str, sequence: Sequence) -> None:
-        self.statuses[name] += 1
-        if name not in ALLOWED:
-            self.faults.append(f"{name}: {details}: {sequence}")
 
 
 class Player:
@@ -191,13 +158,22 @@ class Player:
                         pass
                 else:
                     answer = await call
-                    if sequence.method == "VerifyBatch":
-                        self._entries(answer, sequence, tokens)
+                    if isinstance(step.message, pb.VerifyBatchRequest):
+                        self._entries(step.message, answer, sequence, tokens)
             await self._end(call, sequence)
 
-    def _entries(self, answer: bytes, sequence: Sequence, tokens: list[bytes]) -> None:
-        for result in pb.VerifyBatchResponse.FromString(answer).results:
-            tokens.append(result.session_token)
+    def _entries(
+        self,
+        request: pb.VerifyBatchRequest,
+        answer: bytes,
+        sequence: Sequence,
+        tokens: list[bytes],
+    ) -> None:
+        """Counts the results of a batch, and notes the tokens of the sessions it opened."""
+        results = pb.VerifyBatchResponse.FromString(answer).results
+        for entry, result in zip(request.entries, results, strict=False):  # spoiled: other entries
+            if entry.HasField("open"):
+                tokens.append(result.session_token)
             if result.HasField("error"):
                 name = IN_ENTRY + NAMES[result.error.code]
                 self._tally.status(name, result.error.message, sequence)

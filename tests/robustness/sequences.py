@@ -139,7 +139,7 @@ def _verify_batch(draw: st.DrawFn, texts: Several[Known], labels: set[str]) -> l
     for _ in range(draw(st.integers(1, 3))):
         entries = []
         for _ in range(draw(st.integers(0, 3))):
-            entry = pb.VerifyBatchEntry(close=draw(st.booleans()))
+            entry = pb.VerifyBatchEntry(close=_one_in(draw, 4))
             if places and not _one_in(draw, 3):
                 number = draw(st.integers(0, len(places) - 1))
                 entry.session_token = token_placeholder(number)

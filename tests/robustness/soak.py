@@ -27,9 +27,9 @@ from tests.robustness.clients import (
     connected,
 )
 from tests.robustness.known import Known, openings, references
-from tests.robustness.watching import own_faults, resident_bytes, wait_for_rest
+from tests.robustness.watching import last_faults, resident_bytes
 
-FLAGS = ("--set", "cloud.idle_session_seconds=1")
+FLAGS = ("--set", "cloud.idle_session_seconds=3")
 WARM_UP = 0.2
 """Share of the time after which memory counts."""
 GROWTH = 0.03
@@ -57,7 +57,7 @@ class Report:
         marks = {share: curve[(len(curve) - 1) * share // 100] for share in range(0, 101, 10)}
         rows: list[tuple[str, object]] = [
             *sorted(self.outcomes.items()),
-            ("seconds", len(curve)),
+            ("seconds", len(curve) - 1),
             *((f"resident MB at {at} %", f"{size / 1e6:.1f}") for at, size in marks.items()),
             ("growth after warm-up", f"{self.growth:+.2%}"),
             ("faults", len(self.faults)),
@@ -71,12 +71,14 @@ def soak(
     """Has `clients` at a time come and go for so many seconds."""
     report = Report()
     texts = references(server.address, openings(16, 60))
+    report.resident.append(resident_bytes(server))
     crowd = _Crowd(server, texts, report)
-    asyncio.run(
-        crowd.soak(seconds, [random.Random(f"{seed}/{n}") for n in range(clients)], progress)
-    )
-    report.faults += [f"held at the end: {left}" for left in [wait_for_rest(server)] if left]
-    report.faults += own_faults(server)
+    chances = [random.Random(f"{seed}/{client}") for client in range(clients)]
+    asyncio.run(crowd.soak(seconds, chances, progress))
+    report.faults += last_faults(server)
+    for way in WAYS:
+        if not report.outcomes[f"right by {way}"]:
+            report.faults.append(f"no text was made by {way}")
     if report.growth > GROWTH:
         report.faults.append(f"resident memory grew {report.growth:.1%}, over {GROWTH:.0%}")
     return report
@@ -98,11 +100,11 @@ class _Crowd:
         coming = [asyncio.ensure_future(self._come_and_go(chance)) for chance in chances]
         for _ in range(seconds):
             await asyncio.sleep(1)
+            if self.report.faults or self.server.process.poll() is not None:
+                break
             self.report.resident.append(resident_bytes(self.server))
             if progress is not None:
                 progress.update()
-            if self.report.faults:
-                break
         self.over = True
         await asyncio.gather(*coming)
 

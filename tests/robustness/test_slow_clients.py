@@ -1,10 +1,12 @@
-"""A client that does not read, and one that hardly writes, hold nobody up."""
+"""Clients that do not read, stop writing, or speak another language hold nobody up."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
@@ -113,3 +115,20 @@ def test_clients_that_stop_writing_hold_nobody_up(server: Server, texts: list[Kn
 
     asyncio.run(run())
     assert not wait_for_rest(server)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [b"", b"GET / HTTP/1.1\r\n\r\n", b"PRI * HTTP/2.0\r\n\r\nSM", bytes(range(256)) * 40],
+    ids=["nothing", "HTTP/1", "half a preface", "junk"],
+)
+def test_connections_that_speak_something_else_hold_nobody_up(
+    server: Server, texts: list[Known], words: bytes
+) -> None:
+    host, _, port = server.address.rpartition(":")
+    with ExitStack() as stack:
+        for _ in range(20):
+            one = stack.enter_context(socket.create_connection((host, int(port))))
+            with suppress(ConnectionError):  # the server may hang up on it
+                one.sendall(words)
+        asyncio.run(all_served(server.address, texts[:2]))

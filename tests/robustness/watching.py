@@ -11,16 +11,17 @@ from tests.integration.processes import Server
 SESSIONS = "outrider_num_requests_running"
 CACHE = "outrider_kv_cache_used_tokens"
 INTERNAL = 'outrider_request_errors_total{reason="INTERNAL"}'
-ASKS = 5000
+ASKS = 20_000
 """How often a server may be asked whether it is at rest; each ask is a round trip."""
 
 
 def resident_bytes(server: Server) -> int:
-    """Returns the resident memory of the process (Linux)."""
+    """Returns the resident memory of the process (Linux), 0 once it has ended."""
+    if server.process.poll() is not None:
+        return 0
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    assert found, status
-    return int(found[1]) * 1024
+    return int(found[1]) * 1024 if found else 0
 
 
 def metric(server: Server, name: str) -> float | None:
@@ -45,10 +46,17 @@ def wait_for_rest(server: Server) -> dict[str, float]:
     return left
 
 
-def own_faults(server: Server) -> list[str]:
-    """Returns what a server that still runs says of its own faults: INTERNAL errors, tracebacks."""
-    count = metric(server, INTERNAL)
-    return ([f"the server counts {count:g} INTERNAL errors"] if count else []) + tracebacks(server)
+def last_faults(server: Server) -> list[str]:
+    """Returns what must not be when all clients have gone: a death, things held, own errors."""
+    if server.process.poll() is not None:
+        return [f"the server is gone: {server.process.returncode}", *tracebacks(server)]
+    left = wait_for_rest(server)
+    internal = metric(server, INTERNAL)
+    return [
+        *([f"held at the end: {left}"] if left else []),
+        *([f"the server counts {internal:g} INTERNAL errors"] if internal else []),
+        *tracebacks(server),
+    ]
 
 
 def tracebacks(server: Server) -> list[str]:
