@@ -10,13 +10,23 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint typecheck install install-dev proto lock train clean
+.PHONY: demo test fuzz chaos soak lint typecheck install install-dev proto lock train clean
 
 demo: install
 	$(BIN)/python demo/run.py
 
 test: lint typecheck
 	$(BIN)/python -m pytest
+
+# The long forms of tests/robustness; `make test` runs the short ones.
+fuzz: install-dev
+	$(BIN)/python -m tests.robustness.fuzz --sequences 100000
+
+chaos: install-dev
+	$(BIN)/python -m tests.robustness.chaos --generations 200
+
+soak: install-dev
+	$(BIN)/python -m tests.robustness.soak --seconds 600 --clients 32
 
 lint: install-dev
 	$(BIN)/ruff check .
