@@ -57,7 +57,7 @@ def assemble(
         if server is not None or set(arms) != {"edge"}:
             cloud = stack.enter_context(connect(config, server))
             info = cloud.info()
-        model = EdgeModel(draft, dtype=config.edge.dtype, threads=config.edge.threads)
+        model = EdgeModel.configured(draft, config.edge)
         if info is not None:
             wire.check_handshake(model.peer, _server_peer(info))
         yield Assembly(
@@ -80,7 +80,10 @@ def assemble(
 def connect(config: Config, server: str | None) -> CloudConnection:
     """Makes the connection to the named server, or to the configured one."""
     return CloudConnection(
-        server or config.cloud.listen, config.network, config.cloud.max_message_bytes
+        server or config.cloud.listen,
+        config.network,
+        config.cloud.max_message_bytes,
+        security=config.security,
     )
 
 

@@ -13,6 +13,7 @@ from common.config import Config
 from common.errors import OutriderError
 from common.lm.precision import dtype_name
 from edge_client.app import assemble, sampling_params, stop_params
+from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
@@ -107,7 +108,9 @@ def _way(options: BenchOptions, config: Config) -> Iterator[str | None]:
     if options.link is None:
         yield options.server
         return
-    with linked(options.link, options.server or config.cloud.listen) as server:
+    there = options.server or config.cloud.listen
+    refuse_clear_token(config.security, there.rpartition(":")[0])  # the relay itself is near
+    with linked(options.link, there) as server:
         yield server
 
 
