@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,12 +23,12 @@ _NOT_IDENTITY = ("_name_or_path", "transformers_version", "dtype", "torch_dtype"
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Locates one tensor: its bytes are [start, stop) of `file`."""
+    """Locates one tensor: its bytes are [start, stop) of `file`, a file mapped into memory."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
-    file: Path
+    file: mmap
     start: int
     stop: int
 
@@ -38,9 +39,7 @@ class StoredTensor:
 
     def read(self, start: int, length: int) -> bytes:
         """Reads `length` of its bytes from `start` on."""
-        with self.file.open("rb", buffering=0) as stream:
-            stream.seek(self.start + start)
-            return stream.read(length)
+        return self.file[self.start + start : self.start + start + length]
 
 
 Stored: TypeAlias = StoredTensor | PickledTensor
@@ -135,16 +134,17 @@ def _read_header(file: Path) -> Iterator[StoredTensor]:
     # (https://huggingface.co/docs/safetensors/index#format).
     try:
         with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > file.stat().st_size:
-                raise ValueError(f"header of {length} bytes in a shorter file")
-            header = json.loads(stream.read(length))
-            for name, entry in header.items():
-                if name == "__metadata__":
-                    continue
-                start, stop = (8 + length + offset for offset in entry["data_offsets"])
-                shape = tuple(entry["shape"])
-                yield StoredTensor(name, entry["dtype"], shape, file, start, stop)
+            content = mmap(stream.fileno(), 0, access=ACCESS_READ)
+        length = int.from_bytes(content[:8], "little")
+        if length > len(content):
+            raise ValueError(f"header of {length} bytes in a shorter file")
+        header = json.loads(content[8 : 8 + length])
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            start, stop = (8 + length + offset for offset in entry["data_offsets"])
+            shape = tuple(entry["shape"])
+            yield StoredTensor(name, entry["dtype"], shape, content, start, stop)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(
             f"{file} is not a readable safetensors file ({error}): fetch it again"

@@ -256,6 +256,13 @@ def test_who_lacks_one_of_them_is_told_what_to_set(
     assert not any(secret in line for secret in (ALICE, MALLORY))
 
 
+def test_what_tls_refuses_is_one_line_on_the_terminal(guarded: Server, strange: Path) -> None:
+    """gRPC would write notices of its own to stderr, past Python."""
+    done = edge("ping", "--server", guarded.address, "--tls-ca", str(strange / "ca.pem"), check=3)
+    (line,) = done.stderr.splitlines()
+    assert "is not one that security.tls_ca (--tls-ca) vouches for" in line
+
+
 @pytest.fixture(scope="module")
 def strange(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Certificates of an authority nobody here trusts."""
