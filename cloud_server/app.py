@@ -22,6 +22,8 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
+from cloud_server.access import Access, read_access
+from cloud_server.authentication import AuthenticationInterceptor
 from cloud_server.engine import CloudModel, Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
@@ -49,7 +51,10 @@ def serve(model_path: str, config: Config) -> None:
             f"cloud.token_budget = {cloud.token_budget} must exceed cloud.max_draft_tokens = "
             f"{cloud.max_draft_tokens}: a draft and its bonus token share one forward"
         )
-    asyncio.run(_serve(load_target(model_path, cloud), cloud))
+    access = read_access(_split(cloud.listen, "listen")[0], config.security)
+    # A hangup before the loop runs is answered by the tokens being read again when it does.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    asyncio.run(_serve(load_target(model_path, cloud), cloud, access))
 
 
 def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
@@ -60,10 +65,12 @@ def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
         device=cloud.device,
         threads=cloud.threads,
         cache_tokens=cloud.cache_tokens,
+        trust_remote_code=cloud.trust_remote_code,
+        allow_pickle=cloud.allow_pickle,
     )
 
 
-async def _serve(model: CloudModel, cloud: CloudSection) -> None:
+async def _serve(model: CloudModel, cloud: CloudSection, access: Access) -> None:
     metrics = Metrics()
     engine = Engine(
         model,
@@ -84,8 +91,9 @@ async def _serve(model: CloudModel, cloud: CloudSection) -> None:
         host, StockGenerator(model.stock, model.loaded.vocab_size, time.monotonic_ns)
     )
     told_to_stop = _signals()
+    _reload_on_hangup(access)
     async with _metrics_server(cloud, metrics) as metrics_address:
-        server, address, health_service = await _grpc_server(cloud, servicer, metrics)
+        server, address, health_service = await _grpc_server(cloud, servicer, metrics, access)
         engine.start()
         expiry = asyncio.create_task(servicer.expire_idle())
         print(f"READY grpc={address} metrics={metrics_address}", flush=True)
@@ -109,6 +117,16 @@ def _signals() -> asyncio.Queue[int]:
     return received
 
 
+def _reload_on_hangup(access: Access) -> None:
+    def ignore() -> None:
+        logger.info("SIGHUP: there is no security.token_file to read again; nothing changes")
+
+    reload = access.credentials.reload if access.credentials else ignore
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
+    if access.credentials:
+        reload()
+
+
 @asynccontextmanager
 async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterator[str]:
     host, port = _split(cloud.metrics_listen, "metrics_listen")
@@ -125,10 +143,14 @@ async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterato
 
 
 async def _grpc_server(
-    cloud: CloudSection, servicer: VerifierServicer, metrics: Metrics
+    cloud: CloudSection, servicer: VerifierServicer, metrics: Metrics, access: Access
 ) -> tuple[grpc.aio.Server, str, health.HealthServicer]:
+    def count(reason: str) -> None:
+        metrics.errors.labels(reason).inc()
+
+    guard = [AuthenticationInterceptor(access.credentials, count)] if access.credentials else []
     server = grpc.aio.server(
-        interceptors=[ErrorInterceptor(lambda reason: metrics.errors.labels(reason).inc())],
+        interceptors=[*guard, ErrorInterceptor(count)],
         options=[
             ("grpc.max_receive_message_length", cloud.max_message_bytes),
             ("grpc.max_send_message_length", cloud.max_message_bytes),
@@ -146,7 +168,11 @@ async def _grpc_server(
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     host, _ = _split(cloud.listen, "listen")
     try:
-        port = server.add_insecure_port(cloud.listen)
+        port = (
+            server.add_secure_port(cloud.listen, access.tls)
+            if access.tls
+            else server.add_insecure_port(cloud.listen)
+        )
     except RuntimeError as error:
         raise _cannot_listen("listen", cloud.listen, error) from None
     await server.start()

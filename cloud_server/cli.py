@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import traceback
 from collections.abc import Sequence
 
+from cloud_server.logs import log_to_stderr
 from common import config as configuration
 from common.errors import ConfigError, OutriderError, PrecisionError
 
@@ -15,9 +15,7 @@ from common.errors import ConfigError, OutriderError, PrecisionError
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code (0, 1, 2 or 3; see common/errors.py)."""
     options = _parser().parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log_to_stderr()
     try:
         return int(options.run(options, _configuration(options)))
     except OutriderError as error:
@@ -67,6 +65,7 @@ def _configuration(options: argparse.Namespace) -> configuration.Config:
         "cloud.listen": options.listen,
         "cloud.metrics_listen": options.metrics_listen,
         "cloud.device": options.device,
+        "security.insecure": options.insecure,
     }
     said = [f"{key}={value!r}" for key, value in flags.items() if value is not None]
     return configuration.load(options.config, [*options.set, *said])
@@ -99,10 +98,16 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH_OR_HUB_ID",
         help="a draft model beside the target; not available in this version",
     )
+    serve.add_argument(
+        "--insecure",
+        action="store_true",
+        default=None,
+        help="listen beyond loopback without TLS, or without knowing who comes",
+    )
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
         "check", parents=[shared], help="run one audited forward and name its precisions"
     )
-    check.set_defaults(run=_check, listen=None, metrics_listen=None)
+    check.set_defaults(run=_check, listen=None, metrics_listen=None, insecure=None)
     return parser

@@ -57,6 +57,8 @@ class CloudModel(LanguageModel):
         device: str = "auto",
         threads: int | None = None,
         cache_tokens: int = 65536,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -64,7 +66,13 @@ class CloudModel(LanguageModel):
         Raises ModelError for a model that is missing or cannot be served exactly.
         """
         self.precision = apply_policy(dtype)
-        loaded = load(path, dtype=dtype, device=device)
+        loaded = load(
+            path,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         set_threads(threads, loaded)
         super().__init__(loaded, cache_tokens)
 

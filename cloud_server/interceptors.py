@@ -93,9 +93,14 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
             logger.exception("a request failed")
             error = InternalError(f"{type(error).__name__}: {error}")
         self._on_error(error.reason)
-        await context.abort(
-            _CODES[status_code(error)],
-            str(error),
-            (("grpc-status-details-bin", error_details(error)),),
-        )
-        raise AssertionError("abort raises")
+        await abort(context, error)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: OutriderError) -> NoReturn:
+    """Ends a call with the status, the message and the machine-readable reason of an error."""
+    await context.abort(
+        _CODES[status_code(error)],
+        str(error),
+        (("grpc-status-details-bin", error_details(error)),),
+    )
+    raise AssertionError("abort raises")

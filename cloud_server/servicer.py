@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc.aio
 
+from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host, LiveSession
 from common import wire
@@ -38,8 +39,9 @@ async def _refused(error: OutriderError) -> pb.VerifyBatchResult:
 
 @dataclass(slots=True)
 class _UnarySession:
-    """Is a session reached by its token instead of a stream."""
+    """Is a session reached by its token instead of a stream, and only by who opened it."""
 
+    client: str
     live: LiveSession
     stack: AsyncExitStack
     used_ns: int
@@ -80,12 +82,15 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         self, request: pb.VerifyBatchRequest, context: Context
     ) -> pb.VerifyBatchResponse:
         """Opens what is new, then verifies all side by side, so that they share forwards."""
+        client = client_of(context)
         new: list[bytes] = []
         try:
-            opened = await asyncio.gather(*(self._open_entry(e, new) for e in request.entries))
+            opened = await asyncio.gather(
+                *(self._open_entry(entry, client, new) for entry in request.entries)
+            )
             results = await asyncio.gather(
                 *(
-                    self._verify_entry(entry, token)
+                    self._verify_entry(entry, client, token)
                     if isinstance(token, bytes)
                     else _refused(token)
                     for entry, token in zip(request.entries, opened, strict=True)
@@ -101,21 +106,23 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         return pb.VerifyBatchResponse(results=results)
 
     async def _open_entry(
-        self, entry: pb.VerifyBatchEntry, new: list[bytes]
+        self, entry: pb.VerifyBatchEntry, client: str, new: list[bytes]
     ) -> bytes | OutriderError:
         """Returns the token of the entry's session, noted if `new`, or why there is none."""
         if entry.WhichOneof("session") != "open":
             return entry.session_token
         try:
             opening = wire.open_from_proto(entry.open, self._host.wire_limits)
-            new.append(await self._open_unary(opening))
+            new.append(await self._open_unary(client, opening))
         except OutriderError as error:
             return error
         return new[-1]
 
-    async def _verify_entry(self, entry: pb.VerifyBatchEntry, token: bytes) -> pb.VerifyBatchResult:
+    async def _verify_entry(
+        self, entry: pb.VerifyBatchEntry, client: str, token: bytes
+    ) -> pb.VerifyBatchResult:
         session = self._unary.get(token)
-        if session is None:
+        if session is None or session.client != client:
             return pb.VerifyBatchResult(error=_NOT_FOUND)
         result = pb.VerifyBatchResult(session_token=token)
         try:
@@ -138,11 +145,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             result.session_token = b""
         return result
 
-    async def _open_unary(self, opening: OpenSession) -> bytes:
+    async def _open_unary(self, client: str, opening: OpenSession) -> bytes:
         stack = AsyncExitStack()
         live = await stack.enter_async_context(self._host.open(opening))
         token = secrets.token_bytes(16)
-        self._unary[token] = _UnarySession(live, stack, self._host.clock())
+        self._unary[token] = _UnarySession(client, live, stack, self._host.clock())
         return token
 
     async def _close_unary(self, token: bytes) -> None:

@@ -23,6 +23,7 @@ WireCount = Annotated[int, Field(ge=1, lt=2**32)]  # what the wire can carry
 Seconds = Annotated[float, Field(gt=0)]
 LEAST_SHARE = 1e-6  # smaller ones mean 0 to float32, or nothing to a person
 Share = Annotated[float, Field(ge=0, le=1)]
+FileName = Annotated[str, Field(min_length=1)]
 
 
 def _yaml_switch(value: object) -> object:
@@ -52,6 +53,8 @@ class CloudSection(Section):
     max_message_bytes: Count = 4 * 1024 * 1024
     idle_session_seconds: Seconds = 300.0  # a unary session unused for so long is ended
     drain_seconds: Seconds = 30.0  # how long SIGTERM waits for work in hand
+    trust_remote_code: bool = False  # run Python code that lies beside the weights
+    allow_pickle: bool = False  # load pytorch_model.bin where there are no safetensors
 
 
 class EdgeSection(Section):
@@ -59,6 +62,8 @@ class EdgeSection(Section):
 
     dtype: Dtype = "float32"
     threads: Count | None = None
+    trust_remote_code: bool = False  # as in cloud
+    allow_pickle: bool = False
 
 
 class EngineSection(Section):
@@ -134,12 +139,14 @@ class LimitsSection(Section):
 
 
 class SecuritySection(Section):
-    """Names the PEM files and the token file."""
+    """Names the PEM files and the token file of this process (see docs/security.md)."""
 
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    tls_client_ca: str | None = None
-    token_file: str | None = None
+    tls_cert: FileName | None = None  # own certificate: the server's, or a client's for mutual TLS
+    tls_key: FileName | None = None  # and its key
+    tls_client_ca: FileName | None = None  # server: who must have signed a client's certificate
+    tls_ca: FileName | None = None  # client: whom to trust; `system`: gRPC's own list
+    token_file: FileName | None = None  # server: who may come; client: the first is its own
+    insecure: bool = False  # says aloud that prompts and tokens may cross a network in clear
 
 
 class Config(Section):
@@ -167,10 +174,6 @@ _BUILT: Mapping[str, tuple[object, ...]] = {
     "limits.edge.memory_gb": (None,),
     "limits.cloud.cpu_cores": (None,),
     "limits.cloud.memory_gb": (None,),
-    "security.tls_cert": (None,),
-    "security.tls_key": (None,),
-    "security.tls_client_ca": (None,),
-    "security.token_file": (None,),
 }
 
 
@@ -193,6 +196,7 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     except ValidationError as error:
         raise ConfigError(_explain(error)) from None
     _refuse_unbuilt(config)
+    _refuse_half_an_identity(config.security)
     if config.gate.kind != "none" and config.gate.threshold is None:
         raise ConfigError(
             f"gate.kind = {config.gate.kind!r} needs gate.threshold; set it to a number"
@@ -267,3 +271,16 @@ def _refuse_unbuilt(config: Config) -> None:
             "configuration key 'drafting.length' = 'adaptive' is not available in this version; "
             "use a whole number"
         )
+
+
+def _refuse_half_an_identity(security: SecuritySection) -> None:
+    for key, needed in (
+        ("tls_cert", "tls_key"),
+        ("tls_key", "tls_cert"),
+        ("tls_client_ca", "tls_cert"),
+    ):
+        value = getattr(security, key)
+        if value is not None and getattr(security, needed) is None:
+            raise ConfigError(
+                f"security.{key} = {value!r} needs security.{needed} beside it; set both"
+            )

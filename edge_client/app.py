@@ -58,7 +58,7 @@ def assemble(
         if servers or set(arms) != {"edge"}:
             cloud = stack.enter_context(connect(config, servers))
             info = cloud.info()
-        model = EdgeModel(draft, dtype=config.edge.dtype, threads=config.edge.threads)
+        model = EdgeModel.configured(draft, config.edge)
         if info is not None:
             wire.check_handshake(model.peer, _server_peer(info))
         yield Assembly(
@@ -82,7 +82,12 @@ def connect(config: Config, servers: Sequence[str]) -> ResilientCloud:
     """Makes the connection to the named servers, or to the configured one."""
 
     def to(address: str) -> CloudConnection:
-        return CloudConnection(address, config.network, config.cloud.max_message_bytes)
+        return CloudConnection(
+            address,
+            config.network,
+            config.cloud.max_message_bytes,
+            security=config.security,
+        )
 
     return ResilientCloud(servers or [config.cloud.listen], to, config.network)
 

@@ -13,6 +13,7 @@ from common.config import Config
 from common.errors import OutriderError
 from common.lm.precision import dtype_name
 from edge_client.app import assemble, sampling_params, stop_params
+from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
@@ -107,8 +108,10 @@ def _way(options: BenchOptions, config: Config) -> Iterator[Sequence[str]]:
     if options.link is None:
         yield options.servers
         return
+    servers = options.servers or [config.cloud.listen]
+    for server in servers:
+        refuse_clear_token(config.security, server.rpartition(":")[0])  # the relay itself is near
     with ExitStack() as stack:
-        servers = options.servers or [config.cloud.listen]
         yield [stack.enter_context(linked(options.link, server)) for server in servers]
 
 

@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     130 after Ctrl-C. The last line on stderr says what was wrong and what to do.
     """
     options = _parser().parse_args(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its notices would stand among our lines
     try:
         return int(options.run(options, _configuration(options)))
     except OutriderError as error:
@@ -105,7 +106,13 @@ def _check(options: argparse.Namespace, config: Config) -> int:
 
 def _configuration(options: argparse.Namespace) -> Config:
     """Builds the configuration; a flag of its own wins over --set and --config."""
+    files = {"security.tls_ca": "tls_ca", "security.token_file": "token_file"}
     said = [
+        f"{key}={_yaml(value)}"
+        for key, flag in files.items()
+        if (value := getattr(options, flag, None)) is not None
+    ]
+    said += [
         f"decoding.{key}={_yaml(value)}"
         for key in Config().decoding.__class__.model_fields
         if (value := getattr(options, key, None)) is not None
@@ -222,6 +229,16 @@ def _server() -> argparse.ArgumentParser:
         type=float,
         metavar="SECONDS",
         help="for one whole text; default: as long as it takes (network.deadline_s)",
+    )
+    group.add_argument(
+        "--tls-ca",
+        metavar="FILE",
+        help="PEM of the authorities to trust, or the word system; turns TLS on (security.tls_ca)",
+    )
+    group.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="the first token in it is sent with every call (security.token_file)",
     )
     return group
 

@@ -9,6 +9,7 @@ from operator import ne
 import torch
 
 from common import PROTOCOL_VERSION
+from common.config import EdgeSection
 from common.lm.loading import load
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
@@ -32,6 +33,8 @@ class EdgeModel(LanguageModel):
         dtype: str = "float32",
         device: str = "cpu",
         threads: int | None = None,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -39,9 +42,26 @@ class EdgeModel(LanguageModel):
         Raises ModelError.
         """
         self.precision = apply_policy(dtype)
-        loaded = load(path_or_id, dtype=dtype, device=device)
+        loaded = load(
+            path_or_id,
+            dtype=dtype,
+            device=device,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
         set_threads(threads, loaded)
         super().__init__(loaded, cache_tokens=loaded.context_length)
+
+    @classmethod
+    def configured(cls, path_or_id: str, edge: EdgeSection) -> EdgeModel:
+        """Loads the draft model as configured."""
+        return cls(
+            path_or_id,
+            dtype=edge.dtype,
+            threads=edge.threads,
+            trust_remote_code=edge.trust_remote_code,
+            allow_pickle=edge.allow_pickle,
+        )
 
     @property
     def peer(self) -> Peer:

@@ -18,11 +18,36 @@ from common.errors import (
     UnavailableError,
 )
 
+_NO_CONNECTION = "failed to connect"
 _DETAILS_TRAILER = "grpc-status-details-bin"
 
 _NO_OUTRIDER = "what listens there is no Outrider server; check the address"
 _NO_ENTRY = "the server does not know this client; security.token_file names its token"
 _SERVER_FAULT = "a fault of the server; its log says more"
+
+TLS_FAULTS: Mapping[str, tuple[type[OutriderError], str]] = {
+    "WRONG_VERSION_NUMBER": (
+        RefusedError,
+        "it speaks no TLS, and security.tls_ca (--tls-ca) asks for it; give the server "
+        "security.tls_cert and security.tls_key, or leave security.tls_ca out",
+    ),
+    "CERTIFICATE_VERIFY_FAILED": (
+        RefusedError,
+        "its certificate is not one that security.tls_ca (--tls-ca) vouches for; "
+        "name the PEM file of the authority that signed it",
+    ),
+    "Hostname Verification Check failed": (
+        RefusedError,
+        "its certificate is for another name; ask for the server by a name in it "
+        "(`openssl x509 -noout -ext subjectAltName -in FILE` lists them)",
+    ),
+    "Socket closed": (
+        UnavailableError,
+        "it hung up at once; if it speaks TLS, set security.tls_ca (--tls-ca); if it asks for a "
+        "client's certificate, set security.tls_cert and security.tls_key to one it accepts",
+    ),
+}
+"""What gRPC says of a connection that never came about, and what the user may do."""
 
 BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
     grpc.StatusCode.OK: (InternalError, _SERVER_FAULT),  # an error that says OK
@@ -73,4 +98,7 @@ def error_from_call(error: grpc.RpcError, address: str, *, begun: bool = False) 
             f"Start it again with `outrider-cloud serve` and ask again ({details})"
         )
     kind, advice = BY_CODE[error.code()]
+    if error.code() is grpc.StatusCode.UNAVAILABLE and details.startswith(_NO_CONNECTION):
+        told = (fault for sign, fault in TLS_FAULTS.items() if sign in details)
+        kind, advice = next(told, (kind, advice))
     return kind(f"server {address}: {error.code().name}: {advice} ({details or 'no details'})")

@@ -20,9 +20,10 @@ from typing import Any, Generic, Protocol, TypeVar
 import grpc
 
 from common import wire
-from common.config import NetworkSection
+from common.config import NetworkSection, SecuritySection
 from common.errors import ConfigError, DeadlineError, InternalError, UnavailableError
 from common.types import Draft, GenerateMode, OpenSession, ServerInfo
+from edge_client.credentials import ClientCredentials, read_credentials
 from edge_client.faults import error_from_call
 from edge_client.link import Answer, Clock, Opened, Piece
 from outrider.v1 import verifier_pb2 as pb
@@ -35,6 +36,8 @@ CLOSE_SECONDS = 2.0
 
 KEEPALIVE_MS = 10_000
 """How long a link with a call on it may be silent before it is asked, and then fail to answer."""
+
+_NO_SECURITY = SecuritySection()
 
 Response = TypeVar("Response")
 
@@ -58,30 +61,21 @@ class CloudConnection:
         network: NetworkSection,
         max_message_bytes: int,
         clock: Clock = time.monotonic_ns,
+        security: SecuritySection = _NO_SECURITY,
     ) -> None:
-        """Connects when first used; raises ConfigError when `address` is not HOST:PORT."""
+        """Connects when first used.
+
+        Raises ConfigError when `address` is not HOST:PORT, and as `read_credentials` does.
+        """
         host, colon, port = address.rpartition(":")
         if not (host and colon and port.isdecimal() and 0 < int(port) < 65536):
             raise ConfigError(f"server address {address!r}: write it as HOST:PORT")
         self.address = address
         self._network = network
         self._clock = clock
-        self._channel = grpc.insecure_channel(
-            address,
-            options=[
-                ("grpc.max_send_message_length", max_message_bytes),
-                ("grpc.max_receive_message_length", max_message_bytes),
-                # A call fails once and is seen; a proxy from the environment is not asked for;
-                # a channel of its own does not wait out another one's failures.
-                ("grpc.enable_retries", 0),
-                ("grpc.enable_http_proxy", 0),
-                ("grpc.use_local_subchannel_pool", 1),
-                ("grpc.min_reconnect_backoff_ms", round(network.connect_timeout_s * 1000)),
-                # A link that was cut without a word is noticed before the round's own timeout.
-                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-                ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
-            ],
-        )
+        credentials = read_credentials(security, host)
+        self._metadata = credentials.metadata
+        self._channel = _channel(address, credentials, network, max_message_bytes)
         self._stub = VerifierStub(self._channel)
 
     def __enter__(self) -> CloudConnection:
@@ -109,7 +103,9 @@ class CloudConnection:
         """Asks what the server is; the first call, and so the one that finds nobody there."""
         try:
             answer = self._stub.GetServerInfo(
-                pb.GetServerInfoRequest(), timeout=self._network.connect_timeout_s
+                pb.GetServerInfoRequest(),
+                timeout=self._network.connect_timeout_s,
+                metadata=self._metadata,
             )
         except grpc.RpcError as error:
             raise error_from_call(error, self.address) from error
@@ -120,7 +116,9 @@ class CloudConnection:
         request = pb.EchoRequest(payload=payload)
         started = self._clock()
         try:
-            answer = self._stub.Echo(request, timeout=self._network.round_timeout_s)
+            answer = self._stub.Echo(
+                request, timeout=self._network.round_timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise error_from_call(error, self.address) from error
         elapsed = self._clock() - started
@@ -143,7 +141,9 @@ class CloudConnection:
 
     def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         try:
-            return self._stub.Score(request, timeout=self._network.round_timeout_s)
+            return self._stub.Score(
+                request, timeout=self._network.round_timeout_s, metadata=self._metadata
+            )
         except grpc.RpcError as error:
             raise error_from_call(error, self.address) from error
 
@@ -163,7 +163,9 @@ class CloudConnection:
         After `timeout_s` it ends on both ends.
         """
         requests: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
-        call: Any = self._stub.Session(iter(requests.get, None), timeout=timeout_s)
+        call: Any = self._stub.Session(
+            iter(requests.get, None), timeout=timeout_s, metadata=self._metadata
+        )
         try:
             with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
                 yield SessionStream(opening, requests, responses, self._clock)
@@ -177,13 +179,40 @@ class CloudConnection:
         request = wire.generate_to_proto(mode, opening)
         bytes_up = _size(request)
         started = self._clock()
-        call: Any = self._stub.Generate(request, timeout=timeout_s)
+        call: Any = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
         with _Responses[pb.GenerateResponse](call, self._network, self.address) as responses:
             while (message := responses.next()) is not None:
                 arrived = self._clock()
                 tokens = wire.generated_from_proto(message)
                 yield Piece(tokens, arrived - started, bytes_up, _size(message))
                 started, bytes_up = arrived, 0
+
+
+def _channel(
+    address: str, credentials: ClientCredentials, network: NetworkSection, max_message_bytes: int
+) -> grpc.Channel:
+    options = [
+        ("grpc.max_send_message_length", max_message_bytes),
+        ("grpc.max_receive_message_length", max_message_bytes),
+        # A call fails once and is seen; a proxy from the environment is not asked for;
+        # a channel of its own does not wait out another one's failures.
+        ("grpc.enable_retries", 0),
+        ("grpc.enable_http_proxy", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.min_reconnect_backoff_ms", round(network.connect_timeout_s * 1000)),
+        # A link that was cut without a word is noticed before the round's own timeout.
+        ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
+    ]
+    if not credentials.is_tls:
+        return grpc.insecure_channel(address, options)
+    identity = credentials.identity
+    tls = grpc.ssl_channel_credentials(
+        credentials.authorities,
+        identity.key if identity else None,
+        identity.chain if identity else None,
+    )
+    return grpc.secure_channel(address, tls, options)
 
 
 @dataclass(frozen=True, slots=True)

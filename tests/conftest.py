@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import settings
@@ -20,3 +23,12 @@ settings.load_profile("no deadline")
 def tiny_pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """Directories of a tiny target (`.target`) and a noised copy of it as draft (`.draft`)."""
     return save_pair(tmp_path_factory.mktemp("pair"))
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `deploy/make_certs.sh` makes: an authority, a server, a client and a token."""
+    directory = tmp_path_factory.mktemp("certificates")
+    script = Path(__file__).parents[1] / "deploy" / "make_certs.sh"
+    subprocess.run(["sh", str(script), str(directory)], check=True, stdout=subprocess.DEVNULL)
+    return directory

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from common.errors import ConfigError, ModelError
-from common.lm import checkpoint, hub, tokenizers
+from common.lm import checkpoint, custom_code, hub, tokenizers
 from common.lm.context import context_limit
 from common.lm.precision import resolve_dtype
 from common.lm.wording import brief, quiet
@@ -70,16 +70,20 @@ def load(
     dtype: str = "float32",
     device: str = "auto",
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> LoadedModel:
     """Loads a decoder-only model from a directory, or from the hub by its id.
 
-    Raises ModelError for anything missing or of another kind, ConfigError for an unknown dtype
-    or device.
+    Its own Python code runs only with `trust_remote_code`, and pickled weights are read, by
+    torch's restricted unpickler, only with `allow_pickle` and without safetensors. Raises
+    ModelError for anything missing or of another kind, ConfigError for an unknown dtype or device.
     """
     target_dtype, target_device = resolve_dtype(dtype), resolve_device(device)
-    directory = hub.resolve(path_or_id, trust_remote_code=trust_remote_code)
+    directory = hub.resolve(
+        path_or_id, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle
+    )
     config = load_config(directory, trust_remote_code=trust_remote_code)
-    tensors = checkpoint.stored_tensors(directory)
+    tensors = checkpoint.stored_tensors(directory, allow_pickle=allow_pickle)
     with quiet():
         tokenizer = tokenizers.load_tokenizer(directory, trust_remote_code=trust_remote_code)
         model = _load_module(directory, config, target_dtype, trust_remote_code)
@@ -102,6 +106,8 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
                 directory, local_files_only=True, trust_remote_code=trust_remote_code
             )
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others
+        if not trust_remote_code and custom_code.names_code(directory):
+            raise custom_code.untrusted(directory) from error
         raise ModelError(
             f"{directory} has no configuration that transformers can read: {brief(error)}"
         ) from error
@@ -112,8 +118,11 @@ def load_config(directory: Path, *, trust_remote_code: bool = False) -> PreTrain
         raise ModelError(
             f"{directory}: {kind} with quantised weights; name the unquantised checkpoint"
         )
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    if not known and "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return cast(PreTrainedConfig, config)
+    if not trust_remote_code and custom_code.names_code(directory):
+        raise custom_code.untrusted(directory)
+    if "AutoModelForCausalLM" not in (getattr(config, "auto_map", None) or {}):
         raise ModelError(f"{directory}: {kind} is not a decoder-only causal language model")
     return cast(PreTrainedConfig, config)
 
@@ -193,7 +202,7 @@ def _load_module(
             directory,
             config=copy.deepcopy(config),
             dtype=dtype,
-            use_safetensors=True,
+            use_safetensors=checkpoint.has_safetensors(directory),
             local_files_only=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,

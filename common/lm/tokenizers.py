@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from common.errors import ModelError
+from common.lm import custom_code
 from common.lm.wording import brief
 
 _NOT_IDENTITY = ("version", "truncation", "padding", "post_processor", "decoder")
@@ -23,6 +24,8 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> PreTr
             directory, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # transformers raises whatever the tokenizer class meets
+        if not trust_remote_code and custom_code.names_code(directory, "tokenizer_config.json"):
+            raise custom_code.untrusted(directory) from error
         raise ModelError(_no_tokenizer(directory, brief(error))) from error
     if not isinstance(tokenizer, PreTrainedTokenizerBase) or vocabulary_size(tokenizer) < 2:
         raise ModelError(_no_tokenizer(directory, "it has no vocabulary"))

@@ -366,7 +366,7 @@ def test_sigterm_drains_and_exits_0(tiny_pair: Pair) -> None:
     [
         (["--model", "no/such/model"], 2, "no/such/model"),
         (["--model", "TARGET", "--listen", "nonsense"], 2, "HOST:PORT"),
-        (["--model", "TARGET", "--listen", "203.0.113.1:1"], 3, "203.0.113.1:1"),
+        (["--model", "TARGET", "--listen", "203.0.113.1:1", "--insecure"], 3, "203.0.113.1:1"),
         (["--model", "TARGET", "--set", "cloud.tokn_budget=4"], 2, "cloud.token_budget"),
         (["--model", "TARGET", "--set", "cloud.token_budget=4"], 2, "max_draft_tokens"),
         (["--model", "TARGET", "--device", "tpu"], 2, "tpu"),

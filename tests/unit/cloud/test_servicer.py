@@ -16,6 +16,13 @@ from common.wire import WireLimits
 from outrider.v1 import verifier_pb2 as pb
 
 
+class Caller:
+    """Is the context of a call from this machine."""
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:5"
+
+
 class SilentHost:
     """Opens sessions, counts them, and lets every verify wait."""
 
@@ -48,7 +55,7 @@ def test_a_batch_whose_caller_leaves_keeps_no_session() -> None:
         opening = pb.OpenSession(prompt_token_ids=[5], stop=pb.StopParams(max_new_tokens=8))
         entry = pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=1, position=1))
         request = pb.VerifyBatchRequest(entries=[entry, entry])
-        context: Any = None
+        context: Any = Caller()
         call = asyncio.create_task(servicer.VerifyBatch(request, context))
         await host.asked.wait()
         call.cancel()
@@ -81,7 +88,7 @@ def test_a_fault_in_one_entry_of_a_batch_ends_that_session_alone() -> None:
             pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=step, position=1))
             for step in (1, 2)
         ]
-        context: Any = None
+        context: Any = Caller()
         answer = await servicer.VerifyBatch(pb.VerifyBatchRequest(entries=entries), context)
         return answer, int(host.sessions)
 

@@ -89,7 +89,10 @@ def test_later_wins(tmp_path: Path) -> None:
         ("decoding.top_p=1.0e-50", "'decoding.top_p' = 1e-50"),
         ("drafting.length=adaptive", "not available"),
         ("limits.edge.cpu_cores=2", "not available"),
-        ("security.token_file=x", "not available"),
+        ("security.tls_cert=x", "security.tls_cert = 'x' needs security.tls_key beside it"),
+        ("security.tls_key=x", "security.tls_key = 'x' needs security.tls_cert beside it"),
+        ("security.tls_client_ca=x", "security.tls_client_ca = 'x' needs security.tls_cert"),
+        ("security.token_file=''", "'security.token_file' = ''"),
     ],
 )
 def test_a_bad_override_is_named(override: str, message: str) -> None:

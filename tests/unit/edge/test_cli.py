@@ -61,6 +61,17 @@ def test_flags_override_set_and_set_overrides_the_file(
     assert decoding.max_new_tokens == 9
 
 
+@pytest.mark.parametrize(
+    "command", [["generate", "--prompt", "p"], ["bench", "--prompts", "f"], ["ping"]]
+)
+def test_the_files_of_security_have_flags_where_a_server_is_asked(command: list[str]) -> None:
+    name, *rest = command
+    draft = [] if name == "ping" else ["--draft", "d"]
+    argv = [name, *rest, *draft, "--tls-ca", "yes", "--token-file", "a b: #c"]
+    security = cli._configuration(cli._parser().parse_args(argv)).security
+    assert (security.tls_ca, security.token_file) == ("yes", "a b: #c")
+
+
 def test_every_decoding_flag_arrives(monkeypatch: pytest.MonkeyPatch) -> None:
     argv = ["--max-new-tokens", "5", "--temperature", "1e-05", "--top-p", "0.5"]
     argv += ["--top-k", "3", "--seed", str(2**64 - 1), "--ignore-eos"]

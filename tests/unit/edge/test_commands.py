@@ -84,3 +84,15 @@ def test_a_bad_prompt_file_is_exit_2_and_named_by_line(
     assert main([*argv, "--out", str(tmp_path / "run")]) == 2
     assert f"{prompts}:2" in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+def test_a_token_does_not_go_through_a_relay_in_clear(
+    tiny_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The relay is on this machine; the server behind it is not."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The cat"}\n')
+    (tmp_path / "tokens").write_text("0123456789abcdef\n")
+    argv = ["bench", "--draft", str(tiny_pair.draft), "--prompts", str(tmp_path / "prompts.jsonl")]
+    argv += ["--server", "10.0.0.7:50051", "--link", "4g-lte", "--out", str(tmp_path / "out")]
+    assert main([*argv, "--token-file", str(tmp_path / "tokens")]) == 2
+    assert "cross the network to 10.0.0.7 in clear" in capsys.readouterr().err.splitlines()[-1]
