@@ -8,26 +8,28 @@ import os
 import platform
 import signal
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import grpc
 import grpc.aio
 import torch
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 from prometheus_client import start_http_server
 
 from cloud_server.access import Access, read_access
+from cloud_server.admission import Admission
 from cloud_server.authentication import AuthenticationInterceptor
 from cloud_server.engine import CloudModel, Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
 from cloud_server.interceptors import ErrorInterceptor
+from cloud_server.lifecycle import Lifecycle
 from cloud_server.metrics import Metrics
 from cloud_server.servicer import VerifierServicer
 from common import PROTOCOL_VERSION
@@ -39,6 +41,10 @@ from common.types import ServerInfo
 from outrider.v1 import verifier_pb2, verifier_pb2_grpc
 
 logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 1.0
+"""How long the last answers of a drained server may take to leave it."""
+POLL_SECONDS = 0.02
 
 SERVICE = verifier_pb2.DESCRIPTOR.services_by_name["Verifier"].full_name
 
@@ -54,7 +60,7 @@ def serve(model_path: str, config: Config) -> None:
     access = read_access(_split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    asyncio.run(_serve(load_target(model_path, cloud), cloud, access))
+    asyncio.run(_serve(model_path, cloud, access))
 
 
 def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
@@ -70,8 +76,46 @@ def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
     )
 
 
-async def _serve(model: CloudModel, cloud: CloudSection, access: Access) -> None:
+async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
     metrics = Metrics()
+    servicer = VerifierServicer()
+    lifecycle = Lifecycle(SERVICE, metrics)
+    _reload_on_hangup(access)
+    async with (
+        _metrics_server(cloud, metrics) as metrics_address,
+        _grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
+    ):
+        model = await _in_background(lambda: load_target(model_path, cloud))
+        host = _host(model, cloud, metrics)
+        metrics.describe(host.info, lambda: host.engine.cache_tokens_in_use)
+        told_to_stop = _signals(lambda: _say_what_is_done(host, lifecycle))
+        servicer.begin(host, StockGenerator(model.stock, host.info.vocab_size, host.clock))
+        host.engine.start()
+        tasks = [
+            asyncio.create_task(servicer.expire_idle()),
+            asyncio.create_task(
+                lifecycle.watch(host.engine, cloud.watchdog_seconds, time.monotonic_ns)
+            ),
+        ]
+        await lifecycle.enter("serving")
+        print(f"READY grpc={address} metrics={metrics_address}", flush=True)
+        await told_to_stop.get()
+        logger.info("draining for at most %s s; a second signal stops at once", cloud.drain_seconds)
+        await lifecycle.enter("draining")
+        host.admission.closed = "this server is draining; ask another one"
+        drained = asyncio.ensure_future(_guests_gone(host, servicer))
+        again = asyncio.ensure_future(told_to_stop.get())
+        await asyncio.wait(
+            [drained, again], timeout=cloud.drain_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        await server.stop(FLUSH_SECONDS if drained.done() else 0)
+        for task in (*tasks, drained, again):
+            task.cancel()
+        await servicer.close()
+        host.engine.stop()
+
+
+def _host(model: CloudModel, cloud: CloudSection, metrics: Metrics) -> Host:
     engine = Engine(
         model,
         token_budget=cloud.token_budget,
@@ -79,41 +123,51 @@ async def _serve(model: CloudModel, cloud: CloudSection, access: Access) -> None
         clock=time.monotonic_ns,
         on_step=metrics.observe_step,
     )
-    host = Host(
+    return Host(
         engine=engine,
         loaded=model.loaded,
         info=describe(model, cloud, model.precision),
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,
+        admission=Admission(cloud),
     )
-    servicer = VerifierServicer(
-        host, StockGenerator(model.stock, model.loaded.vocab_size, time.monotonic_ns)
-    )
-    told_to_stop = _signals()
-    _reload_on_hangup(access)
-    async with _metrics_server(cloud, metrics) as metrics_address:
-        server, address, health_service = await _grpc_server(cloud, servicer, metrics, access)
-        engine.start()
-        expiry = asyncio.create_task(servicer.expire_idle())
-        print(f"READY grpc={address} metrics={metrics_address}", flush=True)
-        await told_to_stop.get()
-        logger.info("draining for at most %s s; a second signal stops at once", cloud.drain_seconds)
-        await health_service.enter_graceful_shutdown()
-        draining = asyncio.ensure_future(server.stop(cloud.drain_seconds))
-        again = asyncio.ensure_future(told_to_stop.get())
-        await asyncio.wait([draining, again], return_when=asyncio.FIRST_COMPLETED)
-        await server.stop(0)
-        expiry.cancel()
+
+
+async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
+    """Runs what blocks on a thread that does not outlive the process."""
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[CloudModel] = loop.create_future()
+
+    def run() -> None:
+        try:
+            model = load()
+        except BaseException as error:  # raised again where it is awaited
+            loop.call_soon_threadsafe(loaded.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(loaded.set_result, model)
+
+    threading.Thread(target=run, name="loading", daemon=True).start()
+    return await loaded
+
+
+async def _guests_gone(host: Host, servicer: VerifierServicer) -> None:
+    while host.admission.guests:
         await servicer.close()
-        engine.stop()
+        await asyncio.sleep(POLL_SECONDS)
 
 
-def _signals() -> asyncio.Queue[int]:
+def _say_what_is_done(host: Host, lifecycle: Lifecycle) -> None:
+    lines = [f"{lifecycle.phase}{', stuck' if lifecycle.is_stuck else ''}", *host.work()]
+    print("\n".join(f"outrider-cloud: {line}" for line in lines), file=sys.stderr, flush=True)
+
+
+def _signals(say_what_is_done: Callable[[], None]) -> asyncio.Queue[int]:
     received: asyncio.Queue[int] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, received.put_nowait, number)
+    loop.add_signal_handler(signal.SIGUSR1, say_what_is_done)
     return received
 
 
@@ -142,9 +196,14 @@ async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterato
         thread.join()
 
 
+@asynccontextmanager
 async def _grpc_server(
-    cloud: CloudSection, servicer: VerifierServicer, metrics: Metrics, access: Access
-) -> tuple[grpc.aio.Server, str, health.HealthServicer]:
+    cloud: CloudSection,
+    servicer: VerifierServicer,
+    lifecycle: Lifecycle,
+    metrics: Metrics,
+    access: Access,
+) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
     def count(reason: str) -> None:
         metrics.errors.labels(reason).inc()
 
@@ -155,16 +214,16 @@ async def _grpc_server(
             ("grpc.max_receive_message_length", cloud.max_message_bytes),
             ("grpc.max_send_message_length", cloud.max_message_bytes),
             ("grpc.so_reuseport", 0),
-            # A client that vanished without a word is noticed, and its session freed.
-            ("grpc.keepalive_time_ms", 30_000),
-            ("grpc.keepalive_timeout_ms", 15_000),
+            # A client that vanished without a word is noticed, and its session freed; and it may
+            # ask as often whether the server is there.
+            ("grpc.keepalive_time_ms", 10_000),
+            ("grpc.keepalive_timeout_ms", 10_000),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
         ],
     )
     verifier_pb2_grpc.add_VerifierServicer_to_server(servicer, server)
-    health_service = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
-    for name in ("", SERVICE):
-        await health_service.set(name, health_pb2.HealthCheckResponse.SERVING)
+    health_pb2_grpc.add_HealthServicer_to_server(lifecycle.service, server)
+    await lifecycle.enter("loading")
     reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
     host, _ = _split(cloud.listen, "listen")
     try:
@@ -176,7 +235,10 @@ async def _grpc_server(
     except RuntimeError as error:
         raise _cannot_listen("listen", cloud.listen, error) from None
     await server.start()
-    return server, _address(host, port), health_service
+    try:
+        yield server, _address(host, port)
+    finally:
+        await server.stop(0)
 
 
 def _split(address: str, key: str) -> tuple[str, int]:

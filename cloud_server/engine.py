@@ -17,7 +17,13 @@ import torch
 
 from cloud_server.acceptance import Check, Judged, judge
 from cloud_server.scheduler import Waiting, plan_step
-from common.errors import InternalError, OutriderError, UnavailableError
+from common.errors import (
+    DeadlineError,
+    InternalError,
+    OutriderError,
+    OverloadedError,
+    UnavailableError,
+)
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel, Segment
@@ -85,7 +91,8 @@ class Job:
     `valid` tokens are known to agree with it and are not run again. `then` gets
     the target's judgement, None where nothing was asked (a prompt), and may
     return the session's next job, which joins the very next step; `failed` gets
-    the reason instead. Both are called on the engine thread.
+    the reason instead. Both are called on the engine thread. From `deadline_ns` on
+    nothing of it is run.
     """
 
     session: int
@@ -95,6 +102,7 @@ class Job:
     arrived_ns: int
     then: Callable[[Judged | None, StepTiming], Job | None]
     failed: Failed
+    deadline_ns: int | None = None
     started_ns: int = 0
     computed_ns: int = 0
     busy_ns: int = 0
@@ -135,7 +143,21 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: list[Job] = []
         self._running = True
+        self.step_started_ns: int | None = None
+        """When the step now running began; None between steps. Read by any thread."""
+        self.steps = 0
+        """How many steps were begun; the number of the one now running."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    @property
+    def cache_tokens_in_use(self) -> int:
+        """Tokens whose keys and values have room reserved; may be a step old."""
+        return self._model.cache.used_tokens
+
+    @property
+    def jobs_waiting(self) -> int:
+        """Jobs that are not answered yet; may be a step old."""
+        return len(self._jobs)
 
     def start(self) -> None:
         """Starts the thread."""
@@ -188,17 +210,28 @@ class Engine:
     def step(self) -> None:
         """Runs one forward over what waits, and answers the jobs it completes."""
         formed_ns = self._clock()
+        self._fail_expired(formed_ns)
+        if not self._jobs:
+            return
         jobs, segments = self._form(formed_ns)
-        started_ns = self._clock()
+        self.steps += 1
+        self.step_started_ns = started_ns = self._clock()
         try:
             logits = self._model.forward(segments)
             judged = self._judge(jobs, segments, logits)
         except Exception as error:  # whatever a model raises fails its step, never the engine
-            self._fail(jobs, _as_ours(error))
+            slots = ",".join(str(job.session) for job in jobs)
+            self._fail(jobs, _as_ours(error, f"step={self.steps} slots={slots}"))
             return
+        finally:
+            self.step_started_ns = None
         done_ns = self._clock()
         self._account(jobs, segments, done_ns - started_ns)
         self._answer(jobs, segments, judged, done_ns)
+
+    def _fail_expired(self, now: int) -> None:
+        expired = [job for job in self._jobs if (job.deadline_ns or now + 1) <= now]
+        self._fail(expired, DeadlineError("its deadline passed while it waited for the target"))
 
     def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
         """Plans the step; returns the jobs that take part and the segment of each."""
@@ -298,10 +331,13 @@ class Engine:
         then: Scored,
         failed: Failed,
     ) -> None:
+        self.step_started_ns = self._clock()
         try:
             then(self._scores(context, candidates, text))
         except Exception as error:  # as in step: the engine goes on
             failed(_as_ours(error))
+        finally:
+            self.step_started_ns = None
 
     def _scores(
         self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
@@ -338,9 +374,14 @@ class Engine:
         self._fail(list(self._jobs), UnavailableError("the server is shutting down"))
 
 
-def _as_ours(error: Exception) -> OutriderError:
+def _as_ours(error: Exception, where: str = "the engine") -> OutriderError:
+    if isinstance(error, torch.OutOfMemoryError):
+        logger.error("%s ran out of memory; its sessions fail, the server goes on", where)
+        return OverloadedError(
+            f"{where} ran out of memory: {error}; retry later, with fewer tokens"
+        )
     if not isinstance(error, OutriderError) or isinstance(error, InternalError):
-        logger.error("a step failed; its sessions fail, the server goes on", exc_info=error)
+        logger.error("%s failed; its sessions fail, the server goes on", where, exc_info=error)
     if isinstance(error, OutriderError):
         return error
-    return InternalError(f"the step failed: {type(error).__name__}: {error}")
+    return InternalError(f"{where} failed: {type(error).__name__}: {error}")

@@ -7,12 +7,15 @@ as jobs, answers come back through the loop, and nobody waits for the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cloud_server.acceptance import Check, Judged
+from cloud_server.admission import Admission, Guest
 from cloud_server.engine import Clock, Engine, Job, Scores
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import TargetSession
@@ -31,6 +34,8 @@ from common.types import (
 )
 from common.wire import WireLimits, check_handshake
 
+logger = logging.getLogger(__name__)
+
 Answer = TypeVar("Answer")
 
 
@@ -44,7 +49,7 @@ class Host:
     limits: CloudSection
     metrics: Metrics
     clock: Clock
-    num_sessions: int = 0
+    admission: Admission
 
     @property
     def peer(self) -> Peer:
@@ -63,26 +68,34 @@ class Host:
         """What a message may hold."""
         return WireLimits(self.info.vocab_size, self.limits.max_draft_tokens)
 
-    @asynccontextmanager
-    async def admit(self, state: TargetSession) -> AsyncIterator[None]:
-        """Counts one session or generation; raises OverloadedError when the server is full."""
-        if self.num_sessions >= self.limits.max_sessions:
-            raise OverloadedError(
-                f"this server already serves {self.num_sessions} sessions, its maximum; "
-                "retry later or raise cloud.max_sessions"
-            )
-        self.num_sessions += 1
-        self.metrics.sessions.inc()
-        self.metrics.prompt_tokens.inc(len(state.history))
-        try:
-            yield
-        finally:
-            self.num_sessions -= 1
-            self.metrics.sessions.dec()
+    @contextmanager
+    def admit(self, client: str, tokens: int, kind: str) -> Iterator[Guest]:
+        """Lets a client in and logs it; raises what Admission.guest does."""
+        with self.admission.guest(client, tokens, self.clock()) as guest:
+            log = f"session=%s kind={kind} client=%s"
+            logger.info(f"opened {log} tokens=%d", guest.name, client, tokens)
+            self.metrics.sessions.inc()
+            ending = "LEFT"
+            try:
+                yield guest
+                ending = "DONE"
+            except OutriderError as error:
+                ending = error.reason
+                raise
+            finally:
+                seconds = (self.clock() - guest.came_ns) / 1e9
+                self.admission.stayed(seconds)
+                self.metrics.sessions.dec()
+                logger.info(
+                    f"ended {log} slot=%s step=%d reason=%s seconds=%.3f",
+                    *(guest.name, client, guest.slot, self.engine.steps, ending, seconds),
+                )
 
     @asynccontextmanager
-    async def open(self, opening: OpenSession) -> AsyncIterator[LiveSession]:
-        """Opens a session for the length of an `async with` block.
+    async def open(
+        self, opening: OpenSession, client: str, deadline_ns: int | None = None
+    ) -> AsyncIterator[LiveSession]:
+        """Opens a session for the length of an `async with` block; nothing of it runs too late.
 
         Raises the errors of the handshake, PromptError, and OverloadedError.
         """
@@ -93,8 +106,9 @@ class Host:
                 f"holds {self.limits.cache_tokens}; ask for fewer new tokens, or raise "
                 "cloud.cache_tokens"
             )
-        async with self.admit(state):
+        with self.admit(client, len(state.history), "session") as guest:
             self.metrics.observe_opening(opening.verification)
+            self.metrics.prompt_tokens.inc(len(state.history))
             reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             self.engine.allocate(state.capacity, *_resolve(reservation))
             try:
@@ -102,22 +116,49 @@ class Host:
             except asyncio.CancelledError:
                 reservation.add_done_callback(self._release_unwanted)
                 raise
+            except OverloadedError as error:
+                error.retry_after_s = self.admission.retry_after_s
+                raise
+            guest.slot = handle
             try:
-                yield LiveSession(self, state, handle)
+                yield LiveSession(self, state, handle, guest, deadline_ns)
             finally:
                 self.engine.release(handle)
 
     async def score(
-        self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
+        self,
+        context: Sequence[int],
+        candidates: Sequence[int],
+        text: Sequence[int],
+        client: str,
     ) -> Scores:
         """Returns the target's logits of the candidates after `context`, and its view of `text`."""
-        answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-        self.engine.score(context, candidates, text, *_resolve(answer))
-        return await answer
+        with self.admit(client, len(context) + len(text), "score"):
+            answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
+            self.engine.score(context, candidates, text, *_resolve(answer))
+            return await answer
+
+    def work(self) -> list[str]:
+        """Says in lines what the server is doing, for a person."""
+        began_ns, engine = self.engine.step_started_ns, self.engine
+        running = (
+            "between steps"
+            if began_ns is None
+            else f"in step {engine.steps} for {(self.clock() - began_ns) / 1e6:.1f} ms"
+        )
+        by_client = Counter(guest.client for guest in self.admission.guests)
+        return [
+            f"engine {running}, {engine.steps} begun so far, {engine.jobs_waiting} jobs waiting",
+            f"cache {engine.cache_tokens_in_use} of {self.limits.cache_tokens} tokens",
+            f"{len(self.admission.guests)} of {self.limits.max_sessions} sessions, "
+            f"{self.admission.in_flight} tokens in flight",
+            *(f"{count} sessions of {client}" for client, count in sorted(by_client.items())),
+        ]
 
     def new_state(self, opening: OpenSession) -> TargetSession:
         """Checks an opening and makes its pure state; raises as `open` does."""
         check_handshake(opening.peer, self.peer)
+        self.admission.check_opening(opening)
         return TargetSession(
             opening,
             context_length=self.info.context_length,
@@ -134,10 +175,19 @@ class Host:
 class LiveSession:
     """Is a session with a place in the engine; it lives as long as its stream."""
 
-    def __init__(self, host: Host, state: TargetSession, handle: int) -> None:
+    def __init__(
+        self,
+        host: Host,
+        state: TargetSession,
+        handle: int,
+        guest: Guest,
+        deadline_ns: int | None,
+    ) -> None:
         self.state = state
         self._host = host
         self._handle = handle
+        self._guest = guest
+        self._deadline_ns = deadline_ns
         self._prompt_timing = StepTiming()
 
     def prefill(self) -> None:
@@ -163,7 +213,9 @@ class LiveSession:
         self._host.engine.submit(
             self._check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
         )
+        self._guest.in_flight += len(admitted.context) - admitted.valid + len(admitted.guesses)
         judged, timing = await answer
+        self._guest.in_flight = 0  # what came before it, the prompt, is through as well
         verdict = self.state.settle(draft, admitted, judged)
         timing = self._with_prompt(timing)
         verdict = replace(verdict, timing=replace(timing, total_ns=self._host.clock() - arrived_ns))
@@ -204,6 +256,7 @@ class LiveSession:
             item = await made.get()
             if isinstance(item, OutriderError):
                 raise item
+            self._guest.in_flight = 1
             self._host.metrics.generation_tokens.inc(len(item.token_ids))
             yield item
             if item.finish_reason is not None:
@@ -241,6 +294,7 @@ class LiveSession:
             arrived_ns=self._host.clock(),
             then=then,
             failed=failed,
+            deadline_ns=self._deadline_ns,
         )
 
     def _with_prompt(self, timing: StepTiming) -> StepTiming:

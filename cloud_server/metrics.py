@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 
 from cloud_server.engine import StepReport
-from common.types import Draft, Outcome, Verdict, VerificationParams
+from common.errors import OutriderError, leaves
+from common.types import Draft, Outcome, ServerInfo, Verdict, VerificationParams
 
+PHASES = ("loading", "serving", "draining")
 _TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _SESSIONS_PER_STEP = (1, 2, 4, 8, 16, 32, 64)
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
@@ -48,6 +52,11 @@ class Metrics:
             "Sessions and generations now open",
             registry=registry,
         )
+        for error in leaves(OutriderError):
+            self.errors.labels(error.reason)  # so that what has not happened yet reads 0
+        self.phase = Enum(
+            "outrider_phase", "What the server is doing", states=PHASES, registry=registry
+        )
         self.step_tokens = histogram("iteration_tokens", "Tokens in one forward", _TOKENS_PER_STEP)
         self.step_sessions = histogram(
             "iteration_sessions", "Sessions in one forward", _SESSIONS_PER_STEP
@@ -58,6 +67,25 @@ class Metrics:
         self.queue_seconds = histogram(
             "request_queue_time_seconds", "A verify request's wait before its forward", _SECONDS
         )
+
+    def describe(self, info: ServerInfo, cache_tokens: Callable[[], int]) -> None:
+        """Says what is served, and how much of its cache is in use whenever that is asked."""
+        Info("outrider_build", "What is served, and by what", registry=self.registry).info(
+            {
+                "version": info.server_version,
+                "protocol": info.protocol_version,
+                "model": info.model_name,
+                "model_fingerprint": info.model_fingerprint,
+                "dtype": info.dtype,
+                "device": info.device,
+                **{name: info.environment[name] for name in ("torch", "transformers", "grpcio")},
+            }
+        )
+        Gauge(
+            "outrider_kv_cache_used_tokens",
+            "Tokens whose keys and values have room reserved",
+            registry=self.registry,
+        ).set_function(cache_tokens)
 
     def observe_opening(self, verification: VerificationParams) -> None:
         """Counts one session under its rule."""

@@ -16,7 +16,13 @@ from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host, LiveSession
 from common import wire
-from common.errors import InternalError, InvalidRequestError, OutriderError
+from common.errors import (
+    EvictedError,
+    InternalError,
+    InvalidRequestError,
+    OutriderError,
+    UnavailableError,
+)
 from common.types import GeneratedTokens, GenerateMode, OpenSession
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
@@ -51,32 +57,74 @@ class _UnarySession:
 class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     """Serves the contract of proto/outrider/v1/verifier.proto."""
 
-    def __init__(self, host: Host, stock: StockGenerator) -> None:
-        self._host = host
-        self._stock = stock
+    def __init__(self, host: Host | None = None, stock: StockGenerator | None = None) -> None:
+        """Answers every call with UnavailableError until it has its parts (`begin`)."""
+        self._parts = None if host is None or stock is None else (host, stock)
         self._stock_turn = asyncio.Lock()
         self._unary: dict[bytes, _UnarySession] = {}
+
+    def begin(self, host: Host, stock: StockGenerator) -> None:
+        """Serves from now on."""
+        self._parts = host, stock
+
+    @property
+    def _host(self) -> Host:
+        return self._ready()[0]
+
+    @property
+    def _stock(self) -> StockGenerator:
+        return self._ready()[1]
+
+    def _ready(self) -> tuple[Host, StockGenerator]:
+        if self._parts is None:
+            raise UnavailableError("this server is still loading its model; ask again in a moment")
+        return self._parts
 
     async def Session(
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> AsyncIterator[pb.SessionResponse]:
         """Holds one session: opens it, then answers each verify request in order."""
         limits = self._host.wire_limits
-        first = await anext(aiter(request_iterator), None)
+        requests = self._not_idle(request_iterator)
+        first = await anext(requests, None)
         if first is None or first.WhichOneof("message") != "open":
             raise InvalidRequestError("the first message of a session must be `open`")
-        async with self._host.open(wire.open_from_proto(first.open, limits)) as live:
+        opening = wire.open_from_proto(first.open, limits)
+        async with self._host.open(opening, client_of(context), self._deadline(context)) as live:
             live.prefill()
             yield pb.SessionResponse(
                 opened=pb.SessionOpened(
                     position=live.state.position, context_length=self._host.info.context_length
                 )
             )
-            async for request in request_iterator:
+            async for request in requests:
                 if request.WhichOneof("message") != "verify":
                     raise InvalidRequestError("a session is opened once; send `verify` messages")
                 verdict = await live.verify(wire.draft_from_proto(request.verify, limits))
                 yield pb.SessionResponse(verdict=wire.verdict_to_proto(verdict))
+
+    async def _not_idle(
+        self, requests: AsyncIterator[pb.SessionRequest]
+    ) -> AsyncIterator[pb.SessionRequest]:
+        """Passes requests on; raises EvictedError when none comes for too long."""
+        idle_s = self._host.limits.idle_session_seconds
+        while True:
+            try:
+                async with asyncio.timeout(idle_s):
+                    request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                raise EvictedError(
+                    f"nothing was asked for {idle_s:g} s (cloud.idle_session_seconds); open the "
+                    "session again with all its tokens"
+                ) from None
+            yield request
+
+    def _deadline(self, context: Context) -> int | None:
+        """Returns when the call must be over, on this server's clock; None when it may last."""
+        left_s = context.time_remaining()
+        return None if left_s is None else self._host.clock() + int(left_s * 1e9)
 
     async def VerifyBatch(
         self, request: pb.VerifyBatchRequest, context: Context
@@ -147,7 +195,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
 
     async def _open_unary(self, client: str, opening: OpenSession) -> bytes:
         stack = AsyncExitStack()
-        live = await stack.enter_async_context(self._host.open(opening))
+        live = await stack.enter_async_context(self._host.open(opening, client))
         token = secrets.token_bytes(16)
         self._unary[token] = _UnarySession(client, live, stack, self._host.clock())
         return token
@@ -157,9 +205,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             await session.stack.aclose()
 
     async def close(self) -> None:
-        """Ends all unary sessions."""
-        for token in list(self._unary):
-            await self._close_unary(token)
+        """Ends all unary sessions that no call is using."""
+        for token, session in list(self._unary.items()):
+            if not session.lock.locked():
+                await self._close_unary(token)
 
     async def expire_idle(self) -> None:
         """Ends unary sessions nobody uses, for as long as the server runs."""
@@ -177,14 +226,17 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         """Streams one of the cloud arms."""
         mode, opening = wire.generate_from_proto(request, self._host.wire_limits)
         if mode is GenerateMode.STOCK:
-            async for tokens in self._generate_stock(opening):
+            async for tokens in self._generate_stock(opening, client_of(context)):
                 yield wire.generated_to_proto(tokens)
             return
-        async with self._host.open(opening) as live:
+        client = client_of(context)
+        async with self._host.open(opening, client, self._deadline(context)) as live:
             async for tokens in live.decode():
                 yield wire.generated_to_proto(tokens)
 
-    async def _generate_stock(self, opening: OpenSession) -> AsyncIterator[GeneratedTokens]:
+    async def _generate_stock(
+        self, opening: OpenSession, client: str
+    ) -> AsyncIterator[GeneratedTokens]:
         """Runs stock generate when its turn comes, and streams what it makes."""
         made: asyncio.Queue[GeneratedTokens | None] = asyncio.Queue()
         loop = asyncio.get_running_loop()
@@ -201,23 +253,27 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             arrived_ns=self._host.clock(),
             tell=tell,
         )
-        async with self._host.admit(state), self._stock_turn:
-            running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
-            running.add_done_callback(lambda _: made.put_nowait(None))
-            try:
-                while (tokens := await made.get()) is not None:
-                    self._host.metrics.generation_tokens.inc(len(tokens.token_ids))
-                    yield tokens
-                await running
-            finally:
-                request.cancelled.set()
-                await asyncio.wait([running])
+        self._host.metrics.prompt_tokens.inc(len(state.history))
+        with self._host.admit(client, len(state.history), "stock") as guest:
+            async with self._stock_turn:
+                guest.in_flight = 0  # it holds up its own kind, and no step of the engine
+                running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
+                running.add_done_callback(lambda _: made.put_nowait(None))
+                try:
+                    while (tokens := await made.get()) is not None:
+                        self._host.metrics.generation_tokens.inc(len(tokens.token_ids))
+                        yield tokens
+                    await running
+                finally:
+                    request.cancelled.set()
+                    await asyncio.wait([running])
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Returns logits of a few tokens after a context, and how probable a text is there."""
         host = self._host
         scores = await host.score(
-            *wire.score_from_proto(request, host.wire_limits, host.info.context_length)
+            *wire.score_from_proto(request, host.wire_limits, host.info.context_length),
+            client_of(context),
         )
         return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
 

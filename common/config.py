@@ -49,9 +49,15 @@ class CloudSection(Section):
     prefill_chunk: Count = 512  # tokens of one prompt that one forward takes at most
     cache_tokens: Count = 65536  # tokens whose keys and values are held at once
     max_sessions: Count = 64
+    max_client_sessions: Count | None = None  # of one client; None: as many as of all
+    max_waiting_tokens: Count = 262144  # prompts and drafts that wait for the target
+    max_client_tokens: Count | None = None  # of one client; None: as many as of all
+    max_prompt_tokens: Count | None = None  # None: what the model's context holds
+    max_new_tokens: Count | None = None  # None: what the model's context holds
     max_draft_tokens: Annotated[int, Field(ge=0, le=1024)] = 32
     max_message_bytes: Count = 4 * 1024 * 1024
-    idle_session_seconds: Seconds = 300.0  # a unary session unused for so long is ended
+    idle_session_seconds: Seconds = 300.0  # a session unused for so long is ended
+    watchdog_seconds: Seconds = 120.0  # one step that takes longer makes the server unhealthy
     drain_seconds: Seconds = 30.0  # how long SIGTERM waits for work in hand
     trust_remote_code: bool = False  # run Python code that lies beside the weights
     allow_pickle: bool = False  # load pytorch_model.bin where there are no safetensors

@@ -138,3 +138,9 @@ class RefusedError(ServiceError):
 
 class InternalError(OutriderError):
     """Says that an invariant of ours is broken; no caller can cause it."""
+
+
+def leaves(root: type[OutriderError]) -> list[type[OutriderError]]:
+    """Returns the errors that are raised: those with no others below them."""
+    below = [leaf for child in root.__subclasses__() for leaf in leaves(child)]
+    return below or [root]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from cloud_server.admission import Admission
 from cloud_server.app import describe
 from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator, StockRequest
@@ -43,19 +44,21 @@ def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
     engine.start()
     info = describe(target, limits, precision.apply_policy())
     try:
-        yield Host(engine, target.loaded, info, limits, metrics, time.monotonic_ns)
+        yield Host(
+            engine, target.loaded, info, limits, metrics, time.monotonic_ns, Admission(limits)
+        )
     finally:
         engine.stop()
 
 
 async def cloud_optimized(host: Host, run: Run) -> list[int]:
-    async with host.open(run.opening) as live:
+    async with host.open(run.opening, "here") as live:
         return [token async for piece in live.decode() for token in piece.token_ids]
 
 
 async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
     session = ClientSession(run.opening.prompt_token_ids)
-    async with host.open(run.opening) as live:
+    async with host.open(run.opening, "here") as live:
         live.prefill()
         while True:
             drafted = drafter.draft(

@@ -36,7 +36,9 @@ class SilentHost:
         return 0
 
     @asynccontextmanager
-    async def open(self, opening: OpenSession) -> AsyncIterator[SilentHost]:
+    async def open(
+        self, opening: OpenSession, client: str, deadline_ns: int | None = None
+    ) -> AsyncIterator[SilentHost]:
         self.sessions += 1
         try:
             yield self
