@@ -22,7 +22,7 @@ from tests.integration.processes import serving
 from tests.models import save_pair
 from tests.robustness.faulty_relay import FaultyRelay, Plan
 from tests.robustness.known import openings, references
-from tests.robustness.retrying import generate as retry_from_scratch
+from tests.robustness.resuming import generate
 from tests.robustness.watching import last_faults, tracebacks
 
 ARMS = ("speculative", "cloud", "cloud_optimized")
@@ -151,7 +151,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory, tqdm(total=total) as progress:
         report = chaos(
             save_pair(Path(directory)).target,
-            retry_from_scratch,
+            generate,
             total=total,
             kill_every=arguments.kill_every,
             plan=Plan(seed=arguments.seed),

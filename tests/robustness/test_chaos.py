@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.models import Pair
 from tests.robustness.chaos import chaos
 from tests.robustness.faulty_relay import FAULTS, Plan
-from tests.robustness.retrying import generate
+from tests.robustness.resuming import generate
 
 
 def test_texts_come_out_identical_through_a_failing_link_and_a_killed_server(

@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from cloud_server.acceptance import Check, Judged
 from cloud_server.engine import SCORED_CHUNK, Engine, Job, Scores, StepReport
-from common.errors import InternalError, OutriderError, OverloadedError, UnavailableError
+from common.errors import (
+    DeadlineError,
+    InternalError,
+    OutriderError,
+    OverloadedError,
+    UnavailableError,
+)
 from common.lm.compatibility import stock_logits
 from common.lm.runner import LanguageModel
 from common.types import SamplingParams, StepTiming
@@ -51,6 +57,7 @@ class Bench:
         num_logits: int,
         valid: int | None = None,
         then: Callable[[Judged | None, StepTiming], Job | None] | None = None,
+        deadline_ns: int | None = None,
     ) -> Job:
         def answered(judged: Judged | None, timing: StepTiming) -> Job | None:
             assert name not in self.answers
@@ -65,6 +72,7 @@ class Bench:
             arrived_ns=0,
             then=answered,
             failed=lambda error: self.failures.update({name: error}),
+            deadline_ns=deadline_ns,
         )
 
     def check(self, tokens: list[int], num_logits: int) -> Check | None:
@@ -297,3 +305,48 @@ def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
     expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
     assert found[0].text_logprobs == pytest.approx(expected, abs=1e-4)
     assert bench.model.cache.sessions == ()
+
+
+def test_what_is_too_late_is_never_run_and_the_rest_is() -> None:
+    bench = Bench()
+    sessions = [bench.open() for _ in range(3)]
+    bench.submit(
+        bench.job("late", sessions[0], [5, 6, 7], 1, deadline_ns=1),
+        bench.job("in time", sessions[1], [5, 6, 7], 1, deadline_ns=10**15),
+        bench.job("patient", sessions[2], [5, 6, 7], 1),
+    )
+    bench.run()
+    assert set(bench.answers) == {"in time", "patient"}
+    assert isinstance(bench.failures["late"], DeadlineError)
+    assert bench.model.cache.length(sessions[0]) == 0
+    assert [report.sessions for report in bench.reports] == [2]
+
+
+def test_nothing_runs_when_all_is_too_late() -> None:
+    bench = Bench()
+    bench.submit(bench.job("late", bench.open(), [5, 6, 7], 1, deadline_ns=1))
+    bench.engine.step()
+    assert set(bench.failures) == {"late"}
+    assert bench.reports == []
+
+
+def test_a_step_out_of_memory_tells_its_sessions_to_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+
+    def forward(segments: object) -> torch.Tensor:
+        assert bench.engine.step_started_ns is not None
+        raise torch.OutOfMemoryError("no room")
+
+    bench.submit(bench.job("poor", bench.open(), [5, 6, 7], 1))
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.model, "forward", forward)
+        bench.engine.step()
+    error = bench.failures["poor"]
+    assert isinstance(error, OverloadedError)
+    assert "step=1 slots=" in str(error)
+    assert bench.engine.step_started_ns is None
+    bench.submit(bench.job("next", bench.open(), [5, 6, 7], 1))
+    bench.run()
+    assert set(bench.answers) == {"next"}

@@ -1,0 +1,171 @@
+"""A server that looks after itself: limits, idle sessions, draining, and what it tells of it."""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_health.v1.health_pb2_grpc import HealthStub
+
+from common.errors import OutriderError, OverloadedError, leaves
+from outrider.v1 import verifier_pb2 as pb
+from outrider.v1.verifier_pb2_grpc import VerifierStub
+from tests.integration.processes import Server, serving
+from tests.integration.test_service import Session, generate, opening, refusal, verify
+from tests.models import Pair
+from tests.robustness.watching import wait_for_rest
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.fixture(scope="module")
+def strict_server(tiny_pair: Pair) -> Iterator[Server]:
+    with serving(
+        tiny_pair.target,
+        *("--set", "cloud.max_client_sessions=2", "--set", "cloud.max_prompt_tokens=20"),
+        *("--set", "cloud.max_new_tokens=50", "--set", "cloud.idle_session_seconds=0.3"),
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def stub(strict_server: Server) -> Iterator[VerifierStub]:
+    with grpc.insecure_channel(strict_server.address) as channel:
+        yield VerifierStub(channel)
+    assert wait_for_rest(strict_server) == {}
+
+
+def is_serving(channel: grpc.Channel, name: str = "") -> bool:
+    health: Any = HealthStub(channel)
+    answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=60)
+    return bool(answer.status == SERVING)
+
+
+@pytest.mark.parametrize(
+    ("asked", "key"),
+    [
+        (opening(prompt_token_ids=[5] * 21), "cloud.max_prompt_tokens"),
+        (opening(max_new_tokens=51), "cloud.max_new_tokens"),
+    ],
+    ids=["prompt", "output"],
+)
+@pytest.mark.parametrize("mode", ["OPTIMIZED", "STOCK"])
+def test_more_than_a_client_may_ask_is_its_own_fault(
+    stub: VerifierStub, asked: pb.OpenSession, key: str, mode: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        generate(stub, asked, mode)
+    code, error = refusal(caught.value)
+    assert code == "INVALID_ARGUMENT"
+    assert key in str(error)
+
+
+def test_a_client_with_all_its_sessions_is_told_when_to_ask_again(stub: VerifierStub) -> None:
+    sessions = [Session(stub) for _ in range(2)]
+    for session in sessions:
+        session.ask(open=opening())
+    with pytest.raises(grpc.RpcError) as caught:
+        generate(stub, opening())
+    code, error = refusal(caught.value)
+    assert code == "RESOURCE_EXHAUSTED"
+    assert isinstance(error, OverloadedError)
+    assert error.retry_after_s is not None
+    assert "cloud.max_client_sessions" in str(error)
+    for session in sessions:
+        session.call.cancel()
+
+
+def test_an_idle_stream_is_ended_with_the_reason_and_can_be_opened_again(
+    stub: VerifierStub, strict_server: Server
+) -> None:
+    session = Session(stub)
+    session.ask(open=opening())
+    first = session.verdict(verify(1, 3, []))
+    with pytest.raises(grpc.RpcError) as caught:
+        next(session.call)
+    code, error = refusal(caught.value)
+    assert (code, error and error.reason) == ("ABORTED", "EVICTED")
+    assert wait_for_rest(strict_server) == {}
+    again = Session(stub)
+    assert again.ask(open=opening(generated_token_ids=[first.next_token_id])).opened.position == 4
+    again.half_close()
+    assert list(again.call) == []
+
+
+def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = VerifierStub(channel)
+        assert is_serving(channel)
+        assert is_serving(channel, "serving")
+        session = Session(stub)
+        session.ask(open=opening())
+        server.process.send_signal(signal.SIGTERM)
+        while is_serving(channel):
+            pass
+        assert is_serving(channel, "draining")
+        with pytest.raises(grpc.RpcError) as caught:
+            generate(stub, opening())
+        code, error = refusal(caught.value)
+        assert (code, error and error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
+        assert "draining" in str(error)
+        assert session.verdict(verify(1, 3, [])).outcome == pb.OUTCOME_VERIFIED
+        session.half_close()
+        assert list(session.call) == []
+        assert server.process.wait(60) == 0
+
+
+def test_a_second_sigterm_ends_it_with_sessions_open(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target, "--set", "cloud.drain_seconds=1000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        session = Session(VerifierStub(channel))
+        session.ask(open=opening())
+        server.process.send_signal(signal.SIGTERM)
+        while is_serving(channel):
+            pass
+        assert server.process.poll() is None
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(60) == 0
+        with pytest.raises(grpc.RpcError):
+            next(session.call)
+
+
+def test_it_says_what_it_is_doing_and_logs_who_came_and_went(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        session = Session(VerifierStub(channel))
+        session.ask(open=opening())
+        session.verdict(verify(1, 3, []))
+        server.process.send_signal(signal.SIGUSR1)
+        session.verdict(verify(2, 4, []))
+        session.half_close()
+        assert list(session.call) == []
+        assert wait_for_rest(server) == {}
+        with urllib.request.urlopen(f"http://{server.metrics}/metrics") as page:
+            counted = page.read().decode()
+    log = "".join(server.log)
+    assert "outrider-cloud: serving\n" in log
+    assert "1 of 64 sessions, 0 tokens in flight" in log
+    assert "1 sessions of 127.0.0.1" in log
+    opened = next(line for line in server.log if " opened session=" in line)
+    name = opened.split("session=")[1].split()[0]
+    ended = next(line for line in server.log if f" ended session={name} " in line)
+    assert "kind=session client=127.0.0.1 tokens=3" in opened
+    assert "slot=" in ended
+    assert "step=" in ended
+    assert "reason=DONE" in ended
+    for error in leaves(OutriderError):
+        assert f'outrider_request_errors_total{{reason="{error.reason}"}} 0.0' in counted
+    assert 'outrider_phase{outrider_phase="serving"} 1.0' in counted
+    assert "outrider_build_info{" in counted

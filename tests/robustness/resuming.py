@@ -1,0 +1,42 @@
+"""The edge's own client, as the chaos drives it: one text through a bad link."""
+
+from __future__ import annotations
+
+from common.config import NetworkSection
+from common.types import GenerateMode, OpenSession
+from edge_client.resume import ResilientCloud
+from edge_client.session import ClientSession, State
+from edge_client.transport import CloudConnection
+
+ANSWER_S = 3.0
+"""How long one answer may take before the client looks for another way."""
+MODES = {"cloud": GenerateMode.STOCK, "cloud_optimized": GenerateMode.OPTIMIZED}
+
+
+def generate(address: str, arm: str, opening: OpenSession, deadline_s: float) -> list[int]:
+    """Returns the output's tokens; raises what the client raises when its time is over."""
+    network = NetworkSection(
+        connect_timeout_s=ANSWER_S,
+        round_timeout_s=ANSWER_S,
+        reconnect_s=deadline_s,
+        deadline_s=deadline_s,
+    )
+
+    def connect(to: str) -> CloudConnection:
+        return CloudConnection(to, network, max_message_bytes=2**22)
+
+    with ResilientCloud([address], connect, network) as cloud:
+        if arm in MODES:
+            pieces = cloud.generate(MODES[arm], opening)
+            return [token for piece in pieces for token in piece.tokens.token_ids]
+        return _speculate(cloud, opening)
+
+
+def _speculate(cloud: ResilientCloud, opening: OpenSession) -> list[int]:
+    """Guesses that the last token comes again."""
+    session = ClientSession(opening.prompt_token_ids)
+    with cloud.open(opening) as stream:
+        while session.state is not State.FINISHED:
+            stream.send(session.next_draft(session.history[-1:] * 2))
+            session.apply(stream.receive().verdict)
+    return list(session.history[session.prompt_length :])
