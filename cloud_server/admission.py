@@ -71,7 +71,7 @@ class Admission:
         and OverloadedError, saying when to ask again, where there is no room now.
         """
         if self.closed is not None:
-            raise UnavailableError(self.closed)
+            raise UnavailableError(self.closed, self._limits.redirect)
         own = [guest for guest in self.guests if guest.client == client]
         limits = self._limits
         self._refuse(len(self.guests), 1, limits.max_sessions, "sessions", "max_sessions")

@@ -78,7 +78,7 @@ class Metrics:
                 "model_fingerprint": info.model_fingerprint,
                 "dtype": info.dtype,
                 "device": info.device,
-                **{name: info.environment[name] for name in ("torch", "transformers", "grpcio")},
+                **{n: info.environment.get(n, "") for n in ("torch", "transformers", "grpcio")},
             }
         )
         Gauge(

@@ -59,6 +59,7 @@ class CloudSection(Section):
     idle_session_seconds: Seconds = 300.0  # a session unused for so long is ended
     watchdog_seconds: Seconds = 120.0  # one step that takes longer makes the server unhealthy
     drain_seconds: Seconds = 30.0  # how long SIGTERM waits for work in hand
+    redirect: str | None = None  # HOST:PORT of the server that takes over when this one drains
     trust_remote_code: bool = False  # run Python code that lies beside the weights
     allow_pickle: bool = False  # load pytorch_model.bin where there are no safetensors
 

@@ -95,9 +95,16 @@ class ServiceError(OutriderError):
 
 
 class UnavailableError(ServiceError):
-    """Says that the server is not there, went away, is loading or draining."""
+    """Says that the server is not there, went away, is loading or draining.
+
+    `redirect` is the server that takes over, where the one that said this knows it.
+    """
 
     reason = "UNAVAILABLE"
+
+    def __init__(self, message: str, redirect: str | None = None) -> None:
+        super().__init__(message)
+        self.redirect = redirect
 
 
 class EvictedError(ServiceError):

@@ -565,7 +565,8 @@ def error_to_proto(error: OutriderError) -> pb.EntryError:
 def error_details(error: OutriderError) -> bytes:
     """Returns the google.rpc.Status, serialized, for the `grpc-status-details-bin` trailer."""
     info = any_pb2.Any()
-    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN))
+    where = {"redirect": redirect} if (redirect := getattr(error, "redirect", None)) else {}
+    info.Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=where))
     status = status_pb2.Status(code=status_code(error), message=str(error), details=[info])
     if isinstance(error, OverloadedError) and error.retry_after_s is not None:
         retry = error_details_pb2.RetryInfo()
@@ -586,6 +587,8 @@ def error_from_details(details: bytes | None, message: str) -> OutriderError | N
     for packed in status.details:
         if packed.Unpack(info) and info.domain == ERROR_DOMAIN and info.reason in _BY_REASON:
             found = _BY_REASON[info.reason](message)
+            if isinstance(found, UnavailableError):
+                found.redirect = info.metadata.get("redirect")
         elif packed.Unpack(retry):
             retry_after_s = retry.retry_delay.ToNanoseconds() / 1e9
     if isinstance(found, OverloadedError):

@@ -150,7 +150,7 @@ class ResilientCloud:
         wait_s = self._patience.wait_s(error, deadline_ns)
         logger.warning("%s; trying again in %.2f s", error, wait_s)
         self._sleep(wait_s)
-        self._move_on()
+        self._move_on(getattr(error, "redirect", None))
 
     def remaining_s(self, deadline_ns: int | None) -> float | None:
         """Returns what is left of a deadline, None of none; raises DeadlineError at its end."""
@@ -180,9 +180,12 @@ class ResilientCloud:
                 self._patience.answered()
                 return response
 
-    def _move_on(self) -> None:
+    def _move_on(self, redirect: str | None = None) -> None:
+        """Goes to the server named by the last one, if the user named it too, or to the next."""
         self._server.close()
         self._addresses.rotate(-1)
+        if redirect is not None and redirect in self._addresses:
+            self._addresses.rotate(-self._addresses.index(redirect))
         self._server = self._connect(self._addresses[0])
 
 

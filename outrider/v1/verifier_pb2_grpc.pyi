@@ -13,7 +13,7 @@ Statuses. Client faults are INVALID_ARGUMENT (a message that breaks this
 contract) or FAILED_PRECONDITION (two ends that do not fit together);
 RESOURCE_EXHAUSTED means no room now, try again after the google.rpc.RetryInfo
 in the details; UNAVAILABLE means not here, loading or draining, try another
-server; ABORTED means that an idle session was ended, open it again;
+server (the ErrorInfo's metadata may name it: "redirect"); ABORTED means that an idle session was ended, open it again;
 UNAUTHENTICATED means no token that this server knows; DEADLINE_EXCEEDED and
 CANCELLED have their usual meaning; INTERNAL is only ever the server's own
 fault. Every error carries a google.rpc.ErrorInfo in its status details: domain

@@ -12,7 +12,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
-from common.errors import OutriderError, OverloadedError, leaves
+from common.errors import OutriderError, OverloadedError, UnavailableError, leaves
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
 from tests.integration.processes import Server, serving
@@ -99,7 +99,7 @@ def test_an_idle_stream_is_ended_with_the_reason_and_can_be_opened_again(
 
 def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_pair: Pair) -> None:
     with (
-        serving(tiny_pair.target) as server,
+        serving(tiny_pair.target, "--set", "cloud.redirect=heir:1") as server,
         grpc.insecure_channel(server.address) as channel,
     ):
         stub = VerifierStub(channel)
@@ -116,6 +116,8 @@ def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_p
         code, error = refusal(caught.value)
         assert (code, error and error.reason) == ("UNAVAILABLE", "UNAVAILABLE")
         assert "draining" in str(error)
+        assert isinstance(error, UnavailableError)
+        assert error.redirect == "heir:1"
         assert session.verdict(verify(1, 3, [])).outcome == pb.OUTCOME_VERIFIED
         session.half_close()
         assert list(session.call) == []

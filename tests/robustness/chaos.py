@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import queue
 import sys
 import tempfile
@@ -147,6 +148,7 @@ def main() -> int:
     parser.add_argument("--kill-every", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    logging.disable(logging.WARNING)  # each loss is told, and there are thousands
     total = arguments.generations
     with tempfile.TemporaryDirectory() as directory, tqdm(total=total) as progress:
         report = chaos(

@@ -53,6 +53,14 @@ def test_details_of_others_are_left_alone(details: bytes | None) -> None:
     assert wire.error_from_details(details, "x") is None
 
 
+@pytest.mark.parametrize("redirect", [None, "host:1"])
+def test_who_takes_over_travels_with_a_refusal(redirect: str | None) -> None:
+    details = wire.error_details(errors.UnavailableError("draining", redirect))
+    back = wire.error_from_details(details, "x")
+    assert isinstance(back, errors.UnavailableError)
+    assert back.redirect == redirect
+
+
 @pytest.mark.parametrize("after", [None, 0.0, 1.25])
 def test_when_to_ask_again_travels_with_an_overload(after: float | None) -> None:
     back = wire.error_from_details(wire.error_details(errors.OverloadedError("full", after)), "x")

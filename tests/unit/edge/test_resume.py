@@ -253,6 +253,14 @@ def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
         assert world.closed == ["a", "b"] * 9
 
 
+def test_a_redirect_is_followed_to_a_server_the_user_named_and_to_no_other() -> None:
+    for redirect, then in (("d", "d"), ("stranger", "b"), (None, "b")):
+        world, time = World(deque([UnavailableError("draining", redirect)])), Time()
+        cloud = resilient(world, time, *"abcd")
+        cloud.echo(b"")
+        assert cloud.address == then
+
+
 def test_a_servers_hint_is_honoured() -> None:
     world, time = World(deque([OverloadedError("full", 3.0)])), Time()
     resilient(world, time, dice=0.4).echo(b"")
