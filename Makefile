@@ -10,7 +10,8 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test fuzz chaos soak lint typecheck install install-dev proto lock train clean
+.PHONY: demo test fuzz chaos soak lint typecheck install install-dev errors-doc proto lock train \
+	clean
 
 demo: install
 	$(BIN)/python demo/run.py
@@ -51,6 +52,10 @@ $(VENV)/.installed: pyproject.toml requirements.lock
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	$(PIP) -r requirements-dev.lock
 	@touch $@
+
+# docs/errors.md, from the sources; `make test` fails when it is behind them.
+errors-doc: install-dev
+	$(BIN)/python -m tests.errors_table
 
 # The stubs are committed, made by the oldest protoc this project supports, so
 # that they work with every protobuf runtime from there on (see CONTRIBUTING.md).

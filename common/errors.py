@@ -17,8 +17,9 @@
     └── InternalError               our own fault: a broken invariant         INTERNAL (exit 1)
 
 Each class names its gRPC status, its machine-readable reason (sent in the error
-details) and the exit code of the commands. A message says what was wrong, the
-value, and what to do.
+details), the exit code of the commands, and its remedy: what a user does, in one
+sentence. A message says what was wrong, the value, and what to do. docs/errors.md
+lists them all.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class OutriderError(Exception):
     status: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
     exit_code: ClassVar[int] = 1
+    remedy: ClassVar[str] = "Run it again with --debug and report what it prints."
 
 
 class UsageError(OutriderError):
@@ -40,18 +42,21 @@ class UsageError(OutriderError):
     status = "INVALID_ARGUMENT"
     reason = "USAGE"
     exit_code = 2
+    remedy = "Correct what the message names; --help lists what can be asked."
 
 
 class ConfigError(UsageError):
     """Names a configuration key or value that cannot be used."""
 
     reason = "CONFIG"
+    remedy = "Correct the key, the flag or the file that the message names."
 
 
 class PromptError(UsageError):
     """Names a prompt, or a line of a prompt file, that cannot be used."""
 
     reason = "PROMPT"
+    remedy = "Correct the line that the message names, or shorten the prompt."
 
 
 class ModelError(UsageError):
@@ -59,6 +64,7 @@ class ModelError(UsageError):
 
     status = "FAILED_PRECONDITION"
     reason = "MODEL"
+    remedy = "Name another model, or complete its directory as the message says."
 
 
 class PrecisionError(UsageError):
@@ -66,6 +72,7 @@ class PrecisionError(UsageError):
 
     status = "FAILED_PRECONDITION"
     reason = "PRECISION"
+    remedy = "Give both ends the same dtype, or leave it out: the default is float32."
 
 
 class HandshakeError(UsageError):
@@ -73,12 +80,14 @@ class HandshakeError(UsageError):
 
     status = "FAILED_PRECONDITION"
     reason = "HANDSHAKE"
+    remedy = "Serve and draft with models, tokenizers and versions that belong together."
 
 
 class InvalidRequestError(UsageError):
     """Names the field of a message that breaks the protocol."""
 
     reason = "INVALID_REQUEST"
+    remedy = "Ask for what the message allows; another client than ours mends its message."
 
 
 class ServiceError(OutriderError):
@@ -101,6 +110,7 @@ class UnavailableError(ServiceError):
     """
 
     reason = "UNAVAILABLE"
+    remedy = "Start the server, wait until it is ready, or name another with --server."
 
     def __init__(self, message: str, redirect: str | None = None) -> None:
         super().__init__(message)
@@ -112,6 +122,7 @@ class EvictedError(ServiceError):
 
     status = "ABORTED"
     reason = "EVICTED"
+    remedy = "Ask again, or raise cloud.idle_session_seconds of the server."
 
 
 class OverloadedError(ServiceError):
@@ -122,6 +133,7 @@ class OverloadedError(ServiceError):
 
     status = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
+    remedy = "Ask again later, or raise the limit of the server that the message names."
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -133,6 +145,7 @@ class DeadlineError(ServiceError):
 
     status = "DEADLINE_EXCEEDED"
     reason = "DEADLINE"
+    remedy = "Allow more time, ask for fewer tokens, or use a server that is less busy."
 
 
 class RefusedError(ServiceError):
@@ -141,10 +154,13 @@ class RefusedError(ServiceError):
     status = "UNAUTHENTICATED"
     reason = "REFUSED"
     passing = False
+    remedy = "Check the address, the token and the certificates of both ends."
 
 
 class InternalError(OutriderError):
     """Says that an invariant of ours is broken; no caller can cause it."""
+
+    remedy = "Run it again with --debug and report what it prints, and the server's log."
 
 
 def leaves(root: type[OutriderError]) -> list[type[OutriderError]]:
