@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,6 +116,15 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class _Scoring:
+    """Is a score on its way: forward by forward, with the callbacks of Engine.score."""
+
+    steps: Generator[None, None, Scores]
+    then: Scored
+    failed: Failed
+
+
+@dataclass(frozen=True, slots=True)
 class StepReport:
     """Is what one forward was made of, for the metrics."""
 
@@ -142,6 +152,7 @@ class Engine:
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: list[Job] = []
+        self._scorings: deque[_Scoring] = deque()
         self._running = True
         self.step_started_ns: int | None = None
         """When the step now running began; None between steps. Read by any thread."""
@@ -184,8 +195,12 @@ class Engine:
         then: Scored,
         failed: Failed,
     ) -> None:
-        """Gives `then` what the target thinks after `context`, from forwards of their own."""
-        self._inbox.put(lambda: self._score(context, candidates, text, then, failed))
+        """Gives `then` what the target thinks after `context`.
+
+        From forwards of its own, one between two steps, so that it holds no session up for long.
+        """
+        steps = self._scores(context, candidates, text)
+        self._inbox.put(lambda: self._scorings.append(_Scoring(steps, then, failed)))
 
     def release(self, session: int) -> None:
         """Drops a session's jobs, unanswered, and frees its cache."""
@@ -197,12 +212,14 @@ class Engine:
                 self._take_inbox()
                 if self._jobs:
                     self.step()
+                if self._scorings:
+                    self._score_on()
             except Exception as error:  # were the thread to end, nobody would be answered
                 self._fail(list(self._jobs), _as_ours(error))
 
     def _take_inbox(self) -> None:
         """Applies what others asked for; waits for something when there is nothing to run."""
-        if not self._jobs:
+        if not self._jobs and not self._scorings:
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -323,30 +340,31 @@ class Engine:
         else:
             job.failed(InternalError(f"session {job.session} was released before its job came"))
 
-    def _score(
-        self,
-        context: Sequence[int],
-        candidates: Sequence[int],
-        text: Sequence[int],
-        then: Scored,
-        failed: Failed,
-    ) -> None:
+    def _score_on(self) -> None:
+        """Runs one forward of the oldest scoring, and puts it behind the others."""
+        scoring = self._scorings.popleft()
         self.step_started_ns = self._clock()
         try:
-            then(self._scores(context, candidates, text))
+            next(scoring.steps)
+        except StopIteration as ended:
+            scoring.then(ended.value)
         except Exception as error:  # as in step: the engine goes on
-            failed(_as_ours(error))
+            scoring.failed(_as_ours(error))
+        else:
+            self._scorings.append(scoring)
         finally:
             self.step_started_ns = None
 
     def _scores(
         self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
-    ) -> Scores:
+    ) -> Generator[None, None, Scores]:
+        """Yields after each forward."""
         logprobs: list[float] = []
         with self._model.cache.session(len(context) + len(text)) as session:
             for start in range(0, len(context), self._prefill_chunk):
                 chunk = context[start : start + self._prefill_chunk]
                 logits = self._model.forward([Segment(session, chunk, start, 1)])
+                yield
             after = logits  # of each token of the text, what stood before it said
             for start in range(0, len(text), SCORED_CHUNK):
                 chunk = text[start : start + SCORED_CHUNK]
@@ -356,6 +374,7 @@ class Engine:
                 wanted = torch.tensor(chunk, device=given.device)[:, None]
                 logprobs += given.gather(1, wanted)[:, 0].tolist()
                 after = rows[-1:]
+                yield
         return Scores(tuple(logits[0, list(candidates)].tolist()), tuple(logprobs))
 
     def _release(self, session: int) -> None:
@@ -371,7 +390,11 @@ class Engine:
 
     def _halt(self) -> None:
         self._running = False
-        self._fail(list(self._jobs), UnavailableError("the server is shutting down"))
+        error = UnavailableError("the server is shutting down")
+        self._fail(list(self._jobs), error)
+        for scoring in self._scorings:
+            scoring.steps.close()
+            scoring.failed(error)
 
 
 def _as_ours(error: Exception, where: str = "the engine") -> OutriderError:

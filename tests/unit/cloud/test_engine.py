@@ -97,6 +97,11 @@ class Bench:
         while self.engine._jobs:
             self.engine.step()
 
+    def score(self) -> None:
+        self.engine._take_inbox()
+        while self.engine._scorings:
+            self.engine._score_on()
+
     def choice(self, tokens: list[int]) -> int:
         return int(stock_logits(self.model.loaded, tokens)[-1].argmax())
 
@@ -284,13 +289,13 @@ def test_scores_are_the_stock_logits() -> None:
     found: list[Scores] = []
     failed: list[OutriderError] = []
     bench.engine.score(tokens, [7, 300], [], found.append, failed.append)
-    bench.engine._take_inbox()
+    bench.score()
     logits = stock_logits(bench.model.loaded, tokens)[-1]
     assert found[0].logits == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
     assert found[0].text_logprobs == ()
     assert bench.model.cache.sessions == ()
     bench.engine.score([], [7], [], found.append, failed.append)
-    bench.engine._take_inbox()
+    bench.score()
     assert len(failed) == 1
 
 
@@ -300,10 +305,39 @@ def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
     context, text = [3, 1, 4], [1 + (7 * at) % 290 for at in range(length)]
     found: list[Scores] = []
     bench.engine.score(context, [], text, found.append, lambda error: pytest.fail(str(error)))
-    bench.engine._take_inbox()
+    bench.score()
     rows = stock_logits(bench.model.loaded, [*context, *text]).double().log_softmax(-1)
     expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
     assert found[0].text_logprobs == pytest.approx(expected, abs=1e-4)
+    assert bench.model.cache.sessions == ()
+
+
+def test_a_score_leaves_room_for_steps_between_its_forwards_and_for_other_scores() -> None:
+    bench = Bench()
+    done: list[str] = []
+    refuse = pytest.fail
+    for name, length in (("long", 5 * CHUNK), ("short", CHUNK)):
+        bench.engine.score(
+            [3] * length, [7], [], lambda _, name=name: done.append(name),  # type: ignore[misc]
+            lambda error: refuse(str(error)),
+        )  # fmt: skip
+    bench.submit(bench.job("verify", bench.open(), [5, 6, 7], 1))
+    while bench.engine._scorings or bench.engine._jobs:
+        if bench.engine._jobs:
+            bench.engine.step()
+            done += bench.answers
+        bench.engine._score_on()
+    assert done == ["verify", "short", "long"]
+
+
+def test_a_score_under_way_is_failed_when_the_engine_stops() -> None:
+    bench = Bench()
+    failed: list[OutriderError] = []
+    bench.engine.score([3] * 20, [7], [], pytest.fail, failed.append)  # type: ignore[arg-type]
+    bench.engine._take_inbox()
+    bench.engine._score_on()
+    bench.engine._halt()
+    assert [type(error) for error in failed] == [UnavailableError]
     assert bench.model.cache.sessions == ()
 
 
