@@ -234,9 +234,9 @@ def test_unasked_blocks_and_losses_together(lost: list[bool], sure: set[int]) ->
 def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_again() -> None:
     world, time = World(deque([None, UnavailableError("gone")])), Time()
     with resilient(world, time, "one", "two").open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as s:
-        s.send(Draft(1, 3, 0, (TRUTH[0], 299)))
-        assert s.receive().verdict.position == 5
-        s.send(Draft(2, 5, 1, TRUTH[2:4]))
+        s.send(Draft(1, 3, 0, (TRUTH[1], 299), confirmed_token_ids=TRUTH[:1]))
+        assert s.receive().verdict.position == 6
+        s.send(Draft(2, 6, 1, TRUTH[3:5]))
         answer = s.receive()
     assert (answer.verdict.step_id, answer.verdict.accepted) == (2, 2)
     assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
@@ -244,7 +244,7 @@ def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_
     assert address == "two"
     assert world.closed == ["one"]
     assert first.generated_token_ids == ()
-    assert again == replace(first, generated_token_ids=TRUTH[:2])
+    assert again == replace(first, generated_token_ids=TRUTH[:3])
 
 
 def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
