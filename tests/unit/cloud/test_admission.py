@@ -63,6 +63,18 @@ def test_each_limit_is_named_by_its_key() -> None:
     assert "cloud.max_waiting_tokens" in refusal(("a", 20), ("b", 20), ("c", 1))
 
 
+def test_what_is_too_much_by_itself_has_its_turn_alone() -> None:
+    admission = Admission(LIMITS)
+    with admission.guest("a", 1000, 0):
+        pass
+    with (
+        admission.guest("a", 1, 0),
+        pytest.raises(OverloadedError),
+        admission.guest("a", 1000, 0),
+    ):
+        pass
+
+
 def test_a_guest_whose_tokens_are_through_makes_room_for_others() -> None:
     admission = Admission(LIMITS)
     with admission.guest("a", 25, 0) as guest:
