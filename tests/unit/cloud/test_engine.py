@@ -362,6 +362,7 @@ def test_nothing_runs_when_all_is_too_late() -> None:
     bench.engine.step()
     assert set(bench.failures) == {"late"}
     assert bench.reports == []
+    assert bench.engine.steps == 0
 
 
 def test_a_step_out_of_memory_tells_its_sessions_to_come_again(
