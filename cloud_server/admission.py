@@ -16,7 +16,7 @@ from common.errors import (
 )
 from common.types import OpenSession
 
-_SHORTEST_WAIT_S, _FIRST_GUESS_S, _LONGEST_WAIT_S = 0.05, 1.0, 30.0
+_SHORTEST_WAIT_S, _FIRST_GUESS_S, _LONGEST_WAIT_S = 0.05, 1.0, 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -32,6 +32,15 @@ class Guest:
     in_flight: int = 0
     slot: int | None = None
     name: str = field(default_factory=lambda: secrets.token_hex(4))
+
+    @contextmanager
+    def waiting(self, tokens: int) -> Iterator[None]:
+        """Counts tokens as in flight for the length of a `with` block."""
+        self.in_flight += tokens
+        try:
+            yield
+        finally:
+            self.in_flight -= tokens
 
 
 class Admission:
@@ -50,12 +59,7 @@ class Admission:
 
     def check_opening(self, opening: OpenSession) -> None:
         """Raises PromptError or InvalidRequestError for more than any client may ask."""
-        asked, most = len(opening.prompt_token_ids), self._limits.max_prompt_tokens
-        if most is not None and asked > most:
-            raise PromptError(
-                f"the prompt has {asked} tokens and this server takes at most {most} "
-                "(cloud.max_prompt_tokens); shorten it"
-            )
+        self.check_prompt(len(opening.prompt_token_ids))
         asked, most = opening.stop.max_new_tokens, self._limits.max_new_tokens
         if most is not None and asked > most:
             raise InvalidRequestError(
@@ -63,12 +67,34 @@ class Admission:
                 "(cloud.max_new_tokens); ask for fewer"
             )
 
+    def check_prompt(self, asked: int) -> None:
+        """Raises PromptError for a longer text than any client may have read."""
+        most = self._limits.max_prompt_tokens
+        if most is not None and asked > most:
+            raise PromptError(
+                f"the prompt has {asked} tokens and this server takes at most {most} "
+                "(cloud.max_prompt_tokens); shorten it"
+            )
+
+    def check_tokens(self, client: str, tokens: int) -> None:
+        """Raises OverloadedError where so many more tokens may not wait for the target now."""
+        limits = self._limits
+        own = sum(guest.in_flight for guest in self.guests if guest.client == client)
+        self._refuse(
+            own, tokens, limits.max_client_tokens, "waiting tokens of this client",
+            "max_client_tokens",
+        )  # fmt: skip
+        self._refuse(
+            self.in_flight, tokens, limits.max_waiting_tokens, "waiting tokens",
+            "max_waiting_tokens",
+        )  # fmt: skip
+
     @contextmanager
     def guest(self, client: str, tokens: int, now_ns: int) -> Iterator[Guest]:
-        """Lets a client in with so many tokens for the target, for the length of a `with` block.
+        """Lets a client in that has so many tokens to run, for the length of a `with` block.
 
-        The one who is let in says when it leaves (`left`). Raises UnavailableError once closed,
-        and OverloadedError, saying when to ask again, where there is no room now.
+        Raises UnavailableError once closed, and OverloadedError, saying when to ask again, where
+        there is no room now.
         """
         if self.closed is not None:
             raise UnavailableError(self.closed, self._limits.redirect)
@@ -79,14 +105,7 @@ class Admission:
             len(own), 1, limits.max_client_sessions, "sessions of this client",
             "max_client_sessions",
         )  # fmt: skip
-        self._refuse(
-            sum(guest.in_flight for guest in own), tokens, limits.max_client_tokens,
-            "waiting tokens of this client", "max_client_tokens",
-        )  # fmt: skip
-        self._refuse(
-            self.in_flight, tokens, limits.max_waiting_tokens, "waiting tokens",
-            "max_waiting_tokens",
-        )  # fmt: skip
+        self.check_tokens(client, tokens)
         guest = Guest(client, now_ns, tokens)
         self.guests.add(guest)
         try:

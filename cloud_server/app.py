@@ -10,8 +10,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from importlib.metadata import version
 
 import grpc
@@ -85,10 +86,17 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         _metrics_server(cloud, metrics) as metrics_address,
         _grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
     ):
-        model = await _in_background(lambda: load_target(model_path, cloud))
+        told_to_stop = _signals(lambda: _say_what_is_done(lifecycle))
+        model = await _unless_stopped(
+            _in_background(lambda: load_target(model_path, cloud)), told_to_stop
+        )
+        if model is None:
+            return
         host = _host(model, cloud, metrics)
         metrics.describe(host.info, lambda: host.engine.cache_tokens_in_use)
-        told_to_stop = _signals(lambda: _say_what_is_done(host, lifecycle))
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGUSR1, _say_what_is_done, lifecycle, host
+        )
         servicer.begin(host, StockGenerator(model.stock, host.info.vocab_size, host.clock))
         host.engine.start()
         tasks = [
@@ -112,7 +120,23 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         for task in (*tasks, drained, again):
             task.cancel()
         await servicer.close()
-        host.engine.stop()
+        host.engine.stop(FLUSH_SECONDS)
+
+
+async def _unless_stopped(
+    loading: Awaitable[CloudModel], told_to_stop: asyncio.Queue[int]
+) -> CloudModel | None:
+    """Returns the model, or None when SIGTERM comes before it is there; Ctrl-C is raised."""
+    loaded = asyncio.ensure_future(loading)
+    told = asyncio.ensure_future(told_to_stop.get())
+    await asyncio.wait([loaded, told], return_when=asyncio.FIRST_COMPLETED)
+    if not told.done():
+        told.cancel()
+        return await loaded
+    loaded.cancel()
+    if told.result() == signal.SIGINT:
+        raise KeyboardInterrupt
+    return None
 
 
 def _host(model: CloudModel, cloud: CloudSection, metrics: Metrics) -> Host:
@@ -139,13 +163,19 @@ async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
     loop = asyncio.get_running_loop()
     loaded: asyncio.Future[CloudModel] = loop.create_future()
 
+    def settle(set_it: Callable[[], None]) -> None:
+        if not loaded.done():
+            set_it()
+
     def run() -> None:
         try:
             model = load()
-        except BaseException as error:  # raised again where it is awaited
-            loop.call_soon_threadsafe(loaded.set_exception, error)
+        except BaseException as error:
+            outcome = partial(loaded.set_exception, error)  # raised again where it is awaited
         else:
-            loop.call_soon_threadsafe(loaded.set_result, model)
+            outcome = partial(loaded.set_result, model)
+        with suppress(RuntimeError):  # the loop has ended, and nobody waits
+            loop.call_soon_threadsafe(settle, outcome)
 
     threading.Thread(target=run, name="loading", daemon=True).start()
     return await loaded
@@ -157,8 +187,9 @@ async def _guests_gone(host: Host, servicer: VerifierServicer) -> None:
         await asyncio.sleep(POLL_SECONDS)
 
 
-def _say_what_is_done(host: Host, lifecycle: Lifecycle) -> None:
-    lines = [f"{lifecycle.phase}{', stuck' if lifecycle.is_stuck else ''}", *host.work()]
+def _say_what_is_done(lifecycle: Lifecycle, host: Host | None = None) -> None:
+    lines = [f"{lifecycle.phase}{', stuck' if lifecycle.is_stuck else ''}"]
+    lines += [] if host is None else host.work()
     print("\n".join(f"outrider-cloud: {line}" for line in lines), file=sys.stderr, flush=True)
 
 

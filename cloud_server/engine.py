@@ -48,6 +48,8 @@ class Scores:
     text_logprobs: tuple[float, ...]
 
 
+_TOO_LATE = "its deadline passed while it waited for the target"
+
 Clock = Callable[[], int]
 Failed = Callable[[OutriderError], None]
 Scored = Callable[[Scores], None]
@@ -122,6 +124,8 @@ class _Scoring:
     steps: Generator[None, None, Scores]
     then: Scored
     failed: Failed
+    deadline_ns: int | None
+    unwanted: threading.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +178,17 @@ class Engine:
         """Starts the thread."""
         self._thread.start()
 
-    def stop(self) -> None:
-        """Stops the thread after the step in hand; jobs still waiting are failed."""
+    def stop(self, patience_s: float | None = None) -> None:
+        """Stops the thread after the step in hand; jobs still waiting are failed.
+
+        After `patience_s` it is left to the end of the process: a step may be stuck.
+        """
         self._inbox.put(self._halt)
-        self._thread.join()
+        self._thread.join(patience_s)
+
+    def withdraw(self, job: Job) -> None:
+        """Drops a job that nobody waits for any more, unanswered."""
+        self._inbox.put(lambda: self._withdraw(job))
 
     def allocate(self, tokens: int, then: Callable[[int], None], failed: Failed) -> None:
         """Reserves cache for a session of at most `tokens` tokens and gives `then` its handle."""
@@ -194,13 +205,17 @@ class Engine:
         text: Sequence[int],
         then: Scored,
         failed: Failed,
-    ) -> None:
+        deadline_ns: int | None = None,
+    ) -> threading.Event:
         """Gives `then` what the target thinks after `context`.
 
         From forwards of its own, one between two steps, so that it holds no session up for long.
+        Once the event returned is set, or from `deadline_ns` on, nothing more of it is run.
         """
-        steps = self._scores(context, candidates, text)
-        self._inbox.put(lambda: self._scorings.append(_Scoring(steps, then, failed)))
+        steps, unwanted = self._scores(context, candidates, text), threading.Event()
+        scoring = _Scoring(steps, then, failed, deadline_ns, unwanted)
+        self._inbox.put(lambda: self._scorings.append(scoring))
+        return unwanted
 
     def release(self, session: int) -> None:
         """Drops a session's jobs, unanswered, and frees its cache."""
@@ -248,7 +263,7 @@ class Engine:
 
     def _fail_expired(self, now: int) -> None:
         expired = [job for job in self._jobs if (job.deadline_ns or now + 1) <= now]
-        self._fail(expired, DeadlineError("its deadline passed while it waited for the target"))
+        self._fail(expired, DeadlineError(_TOO_LATE))
 
     def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
         """Plans the step; returns the jobs that take part and the segment of each."""
@@ -343,8 +358,11 @@ class Engine:
     def _score_on(self) -> None:
         """Runs one forward of the oldest scoring, and puts it behind the others."""
         scoring = self._scorings.popleft()
-        self.step_started_ns = self._clock()
+        self.step_started_ns = now = self._clock()
         try:
+            if scoring.unwanted.is_set() or (scoring.deadline_ns or now + 1) <= now:
+                scoring.steps.close()
+                raise DeadlineError(_TOO_LATE)
             next(scoring.steps)
         except StopIteration as ended:
             scoring.then(ended.value)
@@ -376,6 +394,10 @@ class Engine:
                 after = rows[-1:]
                 yield
         return Scores(tuple(logits[0, list(candidates)].tolist()), tuple(logprobs))
+
+    def _withdraw(self, job: Job) -> None:
+        if job in self._jobs:
+            self._jobs.remove(job)
 
     def _release(self, session: int) -> None:
         self._jobs = [job for job in self._jobs if job.session != session]

@@ -21,7 +21,7 @@ from cloud_server.metrics import Metrics
 from cloud_server.sessions import TargetSession
 from common.config import CloudSection
 from common.detokenizer import Detokenizer
-from common.errors import OutriderError, OverloadedError
+from common.errors import InvalidRequestError, OutriderError, OverloadedError
 from common.lm.loading import LoadedModel
 from common.types import (
     Draft,
@@ -101,7 +101,7 @@ class Host:
         """
         state = self.new_state(opening)
         if state.capacity > self.limits.cache_tokens:
-            raise OverloadedError(
+            raise InvalidRequestError(
                 f"prompt and output may come to {state.capacity} tokens and this server's cache "
                 f"holds {self.limits.cache_tokens}; ask for fewer new tokens, or raise "
                 "cloud.cache_tokens"
@@ -119,7 +119,7 @@ class Host:
             except OverloadedError as error:
                 error.retry_after_s = self.admission.retry_after_s
                 raise
-            guest.slot = handle
+            guest.slot, guest.in_flight = handle, 0  # from here on, what its jobs hold
             try:
                 yield LiveSession(self, state, handle, guest, deadline_ns)
             finally:
@@ -131,12 +131,18 @@ class Host:
         candidates: Sequence[int],
         text: Sequence[int],
         client: str,
+        deadline_ns: int | None = None,
     ) -> Scores:
         """Returns the target's logits of the candidates after `context`, and its view of `text`."""
-        with self.admit(client, len(context) + len(text), "score"):
+        tokens = len(context) + len(text)
+        self.admission.check_prompt(tokens)
+        with self.admit(client, tokens, "score"):
             answer: asyncio.Future[Scores] = asyncio.get_running_loop().create_future()
-            self.engine.score(context, candidates, text, *_resolve(answer))
-            return await answer
+            unwanted = self.engine.score(context, candidates, text, *_resolve(answer), deadline_ns)
+            try:
+                return await answer
+            finally:
+                unwanted.set()
 
     def work(self) -> list[str]:
         """Says in lines what the server is doing, for a person."""
@@ -189,33 +195,56 @@ class LiveSession:
         self._guest = guest
         self._deadline_ns = deadline_ns
         self._prompt_timing = StepTiming()
+        self._prompt_in_flight = 0
 
     def prefill(self) -> None:
         """Sends the prompt, but for its last token, through the target; waits for nothing."""
 
+        prompt = self.state.history[:-1]
+        if not prompt:
+            return
+        loop = asyncio.get_running_loop()
+        self._prompt_in_flight = self._guest.in_flight = len(prompt)
+
+        def through() -> None:
+            self._guest.in_flight -= self._prompt_in_flight
+            self._prompt_in_flight = 0
+
         def done(_: Judged | None, timing: StepTiming) -> None:
             self._prompt_timing = timing
+            loop.call_soon_threadsafe(through)
 
-        # A failure here shows again, and is answered, in the verify that follows.
-        prompt = self.state.history[:-1]
-        if prompt:
-            self._host.engine.submit(self._job(prompt, len(prompt), None, done, lambda _: None))
+        def failed(_: OutriderError) -> None:
+            # It shows again, and is answered, in the verify that follows.
+            loop.call_soon_threadsafe(through)
 
-    async def verify(self, draft: Draft) -> Verdict:
-        """Answers one verify request; see TargetSession.admit for the errors."""
+        self._host.engine.submit(self._job(prompt, len(prompt), None, done, failed))
+
+    async def verify(self, draft: Draft, deadline_ns: int | None = None) -> Verdict:
+        """Answers one verify request; see TargetSession.admit for the errors.
+
+        From `deadline_ns` on, or once it is cancelled, nothing of it is run. Raises
+        OverloadedError for more confirmed tokens than may wait now.
+        """
         arrived_ns = self._host.clock()
+        if draft.confirmed_token_ids:
+            self._host.admission.check_tokens(self._guest.client, len(draft.confirmed_token_ids))
         admitted = self.state.admit(draft)
         if isinstance(admitted, Verdict):
             return admitted
         answer: asyncio.Future[tuple[Judged, StepTiming]]
         answer = asyncio.get_running_loop().create_future()
         resolve, fail = _resolve(answer)
-        self._host.engine.submit(
-            self._check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
-        )
-        self._guest.in_flight += len(admitted.context) - admitted.valid + len(admitted.guesses)
-        judged, timing = await answer
-        self._guest.in_flight = 0  # what came before it, the prompt, is through as well
+        job = self._check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
+        job.deadline_ns = deadline_ns or self._deadline_ns
+        unread = len(admitted.context) - admitted.valid - self._prompt_in_flight
+        self._host.engine.submit(job)
+        try:
+            with self._guest.waiting(max(unread, 1) + len(admitted.guesses)):
+                judged, timing = await answer
+        except asyncio.CancelledError:
+            self._host.engine.withdraw(job)
+            raise
         verdict = self.state.settle(draft, admitted, judged)
         timing = self._with_prompt(timing)
         verdict = replace(verdict, timing=replace(timing, total_ns=self._host.clock() - arrived_ns))
@@ -252,6 +281,7 @@ class LiveSession:
             return self._check_job(check, settle, tell, arrived_ns)
 
         self._host.engine.submit(next_job(self._host.clock()))
+        self._guest.in_flight = len(self.state.history)
         while True:
             item = await made.get()
             if isinstance(item, OutriderError):

@@ -29,6 +29,9 @@ from outrider.v1 import verifier_pb2_grpc
 
 logger = logging.getLogger(__name__)
 
+OPENING_SECONDS = 10.0
+"""How long a stream may be open before it says what session it wants."""
+
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -107,7 +110,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         self, requests: AsyncIterator[pb.SessionRequest]
     ) -> AsyncIterator[pb.SessionRequest]:
         """Passes requests on; raises EvictedError when none comes for too long."""
-        idle_s = self._host.limits.idle_session_seconds
+        idle_s = min(OPENING_SECONDS, self._host.limits.idle_session_seconds)
         while True:
             try:
                 async with asyncio.timeout(idle_s):
@@ -119,6 +122,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                     f"nothing was asked for {idle_s:g} s (cloud.idle_session_seconds); open the "
                     "session again with all its tokens"
                 ) from None
+            idle_s = self._host.limits.idle_session_seconds
             yield request
 
     def _deadline(self, context: Context) -> int | None:
@@ -130,7 +134,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         self, request: pb.VerifyBatchRequest, context: Context
     ) -> pb.VerifyBatchResponse:
         """Opens what is new, then verifies all side by side, so that they share forwards."""
-        client = client_of(context)
+        most = self._host.limits.max_sessions
+        if len(request.entries) > most:
+            raise InvalidRequestError(
+                f"entries holds {len(request.entries)}; a batch takes at most {most} "
+                "(limits.max_sessions)"
+            )
+        client, deadline_ns = client_of(context), self._deadline(context)
         new: list[bytes] = []
         try:
             opened = await asyncio.gather(
@@ -138,7 +148,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             )
             results = await asyncio.gather(
                 *(
-                    self._verify_entry(entry, client, token)
+                    self._verify_entry(entry, client, token, deadline_ns)
                     if isinstance(token, bytes)
                     else _refused(token)
                     for entry, token in zip(request.entries, opened, strict=True)
@@ -167,7 +177,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         return new[-1]
 
     async def _verify_entry(
-        self, entry: pb.VerifyBatchEntry, client: str, token: bytes
+        self, entry: pb.VerifyBatchEntry, client: str, token: bytes, deadline_ns: int | None
     ) -> pb.VerifyBatchResult:
         session = self._unary.get(token)
         if session is None or session.client != client:
@@ -180,7 +190,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
-                    result.verdict.CopyFrom(wire.verdict_to_proto(await session.live.verify(draft)))
+                    result.verdict.CopyFrom(
+                        wire.verdict_to_proto(await session.live.verify(draft, deadline_ns))
+                    )
         except OutriderError as error:
             await self._close_unary(token)
             return await _refused(error)
@@ -218,7 +230,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             deadline = self._host.clock() - int(idle_seconds * 1e9)
             for token, session in list(self._unary.items()):
                 if session.used_ns < deadline and not session.lock.locked():
-                    await self._close_unary(token)
+                    del self._unary[token]
+                    error = EvictedError("nothing was asked of it for too long")
+                    self._host.metrics.errors.labels(error.reason).inc()
+                    await session.stack.__aexit__(type(error), error, None)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
@@ -254,9 +269,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             tell=tell,
         )
         self._host.metrics.prompt_tokens.inc(len(state.history))
-        with self._host.admit(client, len(state.history), "stock") as guest:
+        with self._host.admit(client, len(state.history), "stock"):
             async with self._stock_turn:
-                guest.in_flight = 0  # it holds up its own kind, and no step of the engine
                 running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
                 running.add_done_callback(lambda _: made.put_nowait(None))
                 try:
@@ -274,6 +288,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         scores = await host.score(
             *wire.score_from_proto(request, host.wire_limits, host.info.context_length),
             client_of(context),
+            self._deadline(context),
         )
         return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
 

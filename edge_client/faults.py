@@ -92,6 +92,11 @@ def error_from_call(error: grpc.RpcError, address: str, *, begun: bool = False) 
     ours = wire.error_from_details(packed if isinstance(packed, bytes) else None, message)
     if ours is not None:
         return ours
+    if "larger than max" in details:  # gRPC's own words, at either end, before ours are asked
+        return InvalidRequestError(
+            f"server {address}: a message is larger than it takes ({details}); "
+            "shorten the prompt, or raise cloud.max_message_bytes at both ends"
+        )
     if begun and error.code() is grpc.StatusCode.UNAVAILABLE:
         return UnavailableError(
             f"server {address} went away in the middle; what it confirmed stands. "

@@ -8,9 +8,11 @@ from common.config import NetworkSection
 from common.errors import (
     DeadlineError,
     HandshakeError,
+    InvalidRequestError,
     OutriderError,
     OverloadedError,
     PrecisionError,
+    PromptError,
     RefusedError,
     ServiceError,
 )
@@ -19,7 +21,13 @@ from edge_client.link import Clock
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 5.0
 
-_MISFITS = (HandshakeError, PrecisionError, RefusedError)
+_MISFITS = (
+    HandshakeError,
+    InvalidRequestError,
+    PrecisionError,
+    PromptError,
+    RefusedError,
+)
 """What makes one server of several no use, though another may be."""
 
 
@@ -56,6 +64,7 @@ class Patience:
         if deadline_ns is not None and now >= deadline_ns:
             raise self.late() from error
         if not self._may_pass(error):
+            self.answered()  # the outage is over: somebody said no
             raise error
         if self._lost_ns is None:
             self._lost_ns = now
@@ -66,7 +75,8 @@ class Patience:
         if isinstance(error, OverloadedError) and error.retry_after_s is not None:
             wait = max(wait, error.retry_after_s * (1 + self._dice() / 4))
         over_ns = self._lost_ns + self._network.reconnect_s * 1e9
-        if now + wait * 1e9 > over_ns:
+        tried_all = self._failures >= self._servers - 1
+        if now + wait * 1e9 > over_ns and (tried_all or not self._network.reconnect_s):
             raise self._given_up(error, (now - self._lost_ns) / 1e9)
         self._failures += 1
         return wait if deadline_ns is None else min(wait, (deadline_ns - now) / 1e9)

@@ -11,6 +11,8 @@ import pytest
 
 from cloud_server.metrics import Metrics
 from cloud_server.servicer import VerifierServicer
+from common.config import CloudSection
+from common.errors import InvalidRequestError
 from common.types import Draft, OpenSession, Outcome, Verdict
 from common.wire import WireLimits
 from outrider.v1 import verifier_pb2 as pb
@@ -22,11 +24,15 @@ class Caller:
     def peer(self) -> str:
         return "ipv4:127.0.0.1:5"
 
+    def time_remaining(self) -> None:
+        return None
+
 
 class SilentHost:
     """Opens sessions, counts them, and lets every verify wait."""
 
     wire_limits = WireLimits(vocab_size=320, max_draft_tokens=8)
+    limits = CloudSection(max_sessions=2)
 
     def __init__(self) -> None:
         self.sessions = 0
@@ -45,7 +51,7 @@ class SilentHost:
         finally:
             self.sessions -= 1
 
-    async def verify(self, draft: object) -> None:
+    async def verify(self, draft: object, deadline_ns: int | None = None) -> None:
         self.asked.set()
         await asyncio.Event().wait()
 
@@ -75,7 +81,9 @@ class FaultyHost(SilentHost):
         super().__init__()
         self.metrics = Metrics()
 
-    async def verify(self, draft: Draft) -> Verdict:  # type: ignore[override]
+    async def verify(  # type: ignore[override]
+        self, draft: Draft, deadline_ns: int | None = None
+    ) -> Verdict:
         if draft.step_id == 2:
             raise ValueError("a fault")
         return Verdict(draft.step_id, 0, Outcome.VERIFIED, 2, 0, 7)
@@ -100,3 +108,15 @@ def test_a_fault_in_one_entry_of_a_batch_ends_that_session_alone() -> None:
     assert "ValueError: a fault" in failed.error.message
     assert failed.error.reason == "INTERNAL"
     assert sessions == 1
+
+
+def test_a_batch_of_more_entries_than_sessions_is_refused_before_any_is_looked_at() -> None:
+    async def ask() -> None:
+        host: Any = SilentHost()
+        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        request = pb.VerifyBatchRequest(entries=[pb.VerifyBatchEntry()] * 3)
+        context: Any = Caller()
+        with pytest.raises(InvalidRequestError, match="entries holds 3"):
+            await servicer.VerifyBatch(request, context)
+
+    asyncio.run(ask())
