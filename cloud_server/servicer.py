@@ -138,7 +138,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         if len(request.entries) > most:
             raise InvalidRequestError(
                 f"entries holds {len(request.entries)}; a batch takes at most {most} "
-                "(limits.max_sessions)"
+                "(cloud.max_sessions)"
             )
         client, deadline_ns = client_of(context), self._deadline(context)
         new: list[bytes] = []

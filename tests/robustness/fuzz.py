@@ -27,7 +27,7 @@ from tests.robustness.watching import last_faults, resident_bytes
 
 FLAGS = (
     *("--set", "cloud.max_sessions=160", "--set", "cloud.cache_tokens=24576"),
-    *("--set", "cloud.idle_session_seconds=1"),
+    *("--set", "cloud.idle_session_seconds=3"),
 )
 """Limits that floods reach, and unary sessions that are soon forgotten."""
 BATCH = 32

@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 
 from outrider.v1 import verifier_pb2 as pb
-from tests.robustness.clients import EOF
+from tests.robustness.clients import EOF, OF_THE_LIBRARY
 from tests.robustness.sequences import FLOOD, Manner, Sequence, Step, token_placeholder
 from tests.robustness.tally import CROSSED, IN_ENTRY, Tally
 
@@ -33,8 +33,6 @@ ENDED = (
 )
 """What grpc.aio raises where a call is used that has ended, by whichever side."""
 
-OF_THE_LIBRARY = "Internal error from Core"
-"""What grpc.aio's client says of a write that crossed the end of its call; the status is lost."""
 PAUSE_S = 0.02
 
 Call = Any  # grpc.aio's calls have no common published type
