@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import signal
+import socket
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +21,7 @@ from grpc_health.v1.health_pb2_grpc import HealthStub
 from common.errors import OutriderError, OverloadedError, UnavailableError, leaves
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
-from tests.integration.processes import Server, serving
+from tests.integration.processes import ENVIRONMENT, Server, serving
 from tests.integration.test_service import Session, generate, opening, refusal, verify
 from tests.models import Pair
 from tests.robustness.watching import wait_for_rest
@@ -95,6 +101,51 @@ def test_an_idle_stream_is_ended_with_the_reason_and_can_be_opened_again(
     assert again.ask(open=opening(generated_token_ids=[first.next_token_id])).opened.position == 4
     again.half_close()
     assert list(again.call) == []
+
+
+def test_a_stream_that_names_no_session_is_ended(stub: VerifierStub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        next(Session(stub).call)
+    code, error = refusal(caught.value)
+    assert (code, error and error.reason) == ("ABORTED", "EVICTED")
+
+
+def test_a_score_is_no_longer_than_a_prompt_may_be(stub: VerifierStub) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stub.Score(pb.ScoreRequest(context_token_ids=[5] * 21, token_ids=[7]), timeout=60)
+    code, error = refusal(caught.value)
+    assert code == "INVALID_ARGUMENT"
+    assert "cloud.max_prompt_tokens" in str(error)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+def test_a_server_that_is_loading_answers_signals_and_health(
+    number: signal.Signals, code: int, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_pair.target, model)
+    (model / "config.json").unlink()
+    os.mkfifo(model / "config.json")  # whoever reads it waits for ever
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "cloud_server", "serve", "--model", str(model)]
+    with subprocess.Popen(
+        [*command, "--listen", address, "--metrics-listen", "127.0.0.1:0"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT,
+    ) as process, grpc.insecure_channel(address) as channel:  # fmt: skip
+        try:
+            health: Any = HealthStub(channel)
+            request = health_pb2.HealthCheckRequest(service="loading")
+            answer = health.Check(request, timeout=60, wait_for_ready=True)
+            assert answer.status == SERVING
+            assert not is_serving(channel)
+            process.send_signal(signal.SIGUSR1)
+            assert process.stderr is not None
+            assert process.stderr.readline() == "outrider-cloud: loading\n"
+            process.send_signal(number)
+            assert process.wait(60) == code
+        finally:
+            process.kill()
 
 
 def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_pair: Pair) -> None:

@@ -385,3 +385,33 @@ def test_a_step_out_of_memory_tells_its_sessions_to_come_again(
     bench.submit(bench.job("next", bench.open(), [5, 6, 7], 1))
     bench.run()
     assert set(bench.answers) == {"next"}
+
+
+def test_a_job_that_is_withdrawn_is_neither_run_nor_answered() -> None:
+    bench = Bench()
+    left, kept = (bench.job(n, bench.open(), [5, 6, 7], 1) for n in ("left", "kept"))
+    bench.submit(left, kept)
+    bench.engine.withdraw(left)
+    bench.engine.withdraw(left)  # it may have gone by then
+    bench.engine._take_inbox()
+    bench.run()
+    assert set(bench.answers) == {"kept"}
+    assert bench.failures == {}
+
+
+@pytest.mark.parametrize("how", ["unwanted", "late"])
+def test_a_score_that_is_left_or_late_is_run_no_further(how: str) -> None:
+    bench = Bench()
+    failed: list[OutriderError] = []
+    found: list[Scores] = []
+    deadline_ns = 1 if how == "late" else None
+    unwanted = bench.engine.score([3] * 20, [7], [], found.append, failed.append, deadline_ns)
+    bench.engine._take_inbox()
+    if how == "unwanted":
+        bench.engine._score_on()
+        unwanted.set()
+    bench.engine._score_on()
+    assert [type(error) for error in failed] == [DeadlineError]
+    assert not found
+    assert not bench.engine._scorings
+    assert bench.model.cache.sessions == ()

@@ -347,3 +347,36 @@ def test_the_first_server_that_answers_is_taken_and_none_is_the_first_ones_error
     with pytest.raises(UnavailableError, match="x"):
         cloud.info()
     assert time.slept == []
+
+
+def test_every_server_is_tried_before_an_outage_is_given_up() -> None:
+    world, time = World(), Time()
+    cloud = resilient(world, time, *"abc", reconnect_s=30.0)
+
+    def hang() -> None:
+        time.now += 60 * SECOND  # a whole round's timeout
+        raise DeadlineError("silent")
+
+    world.fates.extend([UnavailableError("a gone")])
+    world.fate = lambda: hang() if cloud.address == "b" else World.fate(world)  # type: ignore[method-assign]
+    assert cloud.echo(b"") == (4, 2)
+    assert cloud.address == "c"
+
+
+def test_a_refusal_ends_an_outage_and_the_next_one_has_patience_of_its_own() -> None:
+    world, time = World(deque([UnavailableError("gone"), InternalError("bug")])), Time()
+    cloud = resilient(world, time, reconnect_s=5.0)
+    with pytest.raises(InternalError):
+        run(arm("cloud", cloud, time))
+    time.now += 100 * SECOND
+    world.fates.append(UnavailableError("gone"))
+    assert tokens(run(arm("cloud", cloud, time))) == TRUTH
+
+
+def test_a_stricter_server_is_passed_over_in_an_outage() -> None:
+    world, time = (
+        World(deque([UnavailableError("a gone"), InvalidRequestError("too many")])),
+        Time(),
+    )
+    assert tokens(run(arm("speculative", resilient(world, time, *"abc"), time))) == TRUTH
+    assert [address for address, _, _ in world.openings] == ["a", "b", "c"]

@@ -18,6 +18,7 @@ from common.errors import (
     DeadlineError,
     HandshakeError,
     InternalError,
+    InvalidRequestError,
     OutriderError,
     OverloadedError,
     RefusedError,
@@ -293,6 +294,15 @@ def test_nobody_there_is_one_clear_line() -> None:
     message = str(caught.value)
     assert message.startswith(f"server {address}: UNAVAILABLE: is it running? start it with")
     assert "\n" not in message
+
+
+def test_a_message_larger_than_an_end_takes_is_no_overload(servicer: Servicer) -> None:
+    with (
+        serving(servicer) as address,
+        connected(address) as cloud,
+        pytest.raises(InvalidRequestError, match=r"cloud\.max_message_bytes"),
+    ):
+        cloud.echo(bytes(5000))
 
 
 def test_another_server_there_is_said_so() -> None:
