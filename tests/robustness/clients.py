@@ -25,6 +25,7 @@ NO_ROOM = (
     grpc.StatusCode.ABORTED,  # this client was idle for too long, as it may be on a busy machine
 )
 NO_ROOM_CODES = tuple(code.value[0] for code in NO_ROOM)
+NOT_FOUND = grpc.StatusCode.NOT_FOUND.value[0]
 TIMEOUT_S = 60.0
 OF_THE_LIBRARY = "Internal error from Core"
 """What grpc.aio's client says of a write that crossed the end of its call; the status is lost."""
@@ -82,7 +83,8 @@ async def by_batches(
         request = pb.VerifyBatchRequest(entries=[entry])
         with _call(stub.VerifyBatch(request, timeout=TIMEOUT_S)) as call:
             (result,) = (await call).results
-        if result.error.code in NO_ROOM_CODES:
+        # NOT_FOUND: idle for too long between two batches, as it may be on a busy machine.
+        if result.error.code in (*NO_ROOM_CODES, NOT_FOUND):
             raise NoRoomError(result.error.message)
         assert not result.HasField("error"), result.error
         if entry.close:
