@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import FrameType
 
 from common.config import Config
 from common.errors import OutriderError
@@ -88,6 +91,7 @@ def bench(options: BenchOptions, config: Config) -> int:
                 link=options.link,
             ),
             echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
+            interrupted=_heed_ctrl_c(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
                 partial(text_nats, parts.cloud, parts.server.context_length)
@@ -100,6 +104,18 @@ def bench(options: BenchOptions, config: Config) -> int:
     for problem in result.problems:
         note(f"outrider-edge: {problem}")
     return result.exit_code
+
+
+def _heed_ctrl_c() -> Callable[[], bool]:
+    """Returns whether Ctrl-C has come by now; it still raises KeyboardInterrupt as well."""
+    came = threading.Event()
+
+    def note_and_raise(number: int, frame: FrameType | None) -> None:
+        came.set()
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, note_and_raise)
+    return came.is_set
 
 
 @contextmanager

@@ -80,6 +80,7 @@ def run_bench(
     logit_gap: LogitGap | None = None,
     text_nats: TextNats | None = None,
     metrics: Callable[[], QualityMetrics | None] = load_metrics,
+    interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
     stderr: TextIO | None = None,
@@ -91,7 +92,8 @@ def run_bench(
     describe_environment; `echo` makes one round trip on the idle link; `text_nats`
     None leaves texts unscored; `metrics` loads what compares texts; `clock` returns
     nanoseconds of one monotonic clock; `color` None means on a terminal.
-    Ctrl-C ends the run early: what is there is summarised and marked as
+    `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
+    library's callback). Ctrl-C ends the run early: what is there is summarised and marked as
     interrupted, unscored. Raises PromptError or UsageError
     before anything is written, and whatever an arm raises while it warms up.
     """
@@ -125,6 +127,8 @@ def run_bench(
                     files.append(record.to_json())
                     records.append(record)
                     progress.advance()
+                    if interrupted():
+                        raise KeyboardInterrupt
             if echo:
                 idle["after"] = measure_idle_rtt(echo, clock)
             if text_nats:

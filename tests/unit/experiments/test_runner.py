@@ -247,6 +247,16 @@ def test_ctrl_c_leaves_whole_records_a_summary_and_a_report(bench: Bench) -> Non
     assert f"INTERRUPTED: {len(bench.records)} of 16 generations" in result.table
 
 
+def test_ctrl_c_whose_exception_was_lost_ends_the_run_after_the_record_in_hand(
+    bench: Bench,
+) -> None:
+    asked = iter([False, False, True])
+    result = bench.run(interrupted=lambda: next(asked))
+    assert result.exit_code == 130
+    assert len(bench.records) == 3
+    assert bench.summary["interrupted"] is True
+
+
 def test_our_own_fault_is_raised_after_what_was_measured_is_kept(bench: Bench) -> None:
     with pytest.raises(ZeroDivisionError):
         bench.run(scripts=interrupting(bench, ZeroDivisionError))
