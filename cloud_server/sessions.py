@@ -89,6 +89,8 @@ class TargetSession:
             raise InvalidRequestError(
                 f"position is {draft.position}, inside the prompt of {self.prompt_length} tokens"
             )
+        if draft.assumed_bonus_token_id is not None and not self._continues(draft):
+            return Verdict(draft.step_id, draft.epoch, Outcome.STALE, self.position)
         reason = self.stopper.finish_reason
         if reason is not None and draft.position == self.position:
             raise InvalidRequestError(
@@ -134,6 +136,11 @@ class TargetSession:
         self._verdicts[verdict.step_id] = verdict
         if len(self._verdicts) > REMEMBERED_VERDICTS:
             self._verdicts.popitem(last=False)
+
+    def _continues(self, draft: Draft) -> bool:
+        """Whether all came out as a draft that was sent ahead assumes."""
+        is_next = draft.position == self.position and not self.finished
+        return is_next and self.history[-1] == draft.assumed_bonus_token_id
 
     def _new_stopper(self) -> Stopper:
         return Stopper(

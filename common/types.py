@@ -23,7 +23,7 @@ class Outcome(enum.Enum):
     """Says what a server did with a verify request."""
 
     VERIFIED = "verified"  # the target checked the drafts
-    STALE = "stale"  # older epoch: dropped without touching the model
+    STALE = "stale"  # older epoch, or assumed what is not so: dropped without touching the model
     MISMATCH = "mismatch"  # position beyond what the server holds: resend from Verdict.position
 
 
@@ -161,7 +161,9 @@ class Draft:
     server holds at or beyond it is dropped. `confirmed_token_ids` come first
     (settled tokens that the server lacks; empty in a normal round), the guesses
     follow. `distributions` has one entry a guess where the rule needs them
-    (rejection at a temperature), and is empty otherwise.
+    (rejection at a temperature), and is empty otherwise. A draft that was sent ahead of
+    the verdict before it names the bonus token that it assumes at `position` - 1: it is
+    STALE unless the session holds exactly the tokens before `position` and ends in that one.
     """
 
     step_id: int
@@ -170,6 +172,7 @@ class Draft:
     token_ids: tuple[int, ...] = ()
     confirmed_token_ids: tuple[int, ...] = ()
     distributions: tuple[DraftDistribution, ...] = ()
+    assumed_bonus_token_id: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

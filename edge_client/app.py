@@ -19,7 +19,7 @@ from common.types import (
     VerificationParams,
 )
 from edge_client.arms import Arm, Drafting, build_arms
-from edge_client.draft_length import FixedDraftLength
+from edge_client.draft_length import FixedPace
 from edge_client.drafter import Drafter, EdgeModel
 from edge_client.policy import Doubt, DraftPolicy, Gate
 from edge_client.resume import ResilientCloud
@@ -124,7 +124,7 @@ def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
     verification = verification_params(config)
     drawn = verification.mode is VerificationMode.REJECTION
     return Drafting(
-        FixedDraftLength(drafting.length, most),
+        FixedPace(drafting.length, most),
         DraftPolicy(
             candidates=drafting.candidates if drawn else None,
             min_confidence=drafting.confidence_threshold if drafting.stop == "confidence" else 0.0,

@@ -20,7 +20,7 @@ from common.types import (
     StopParams,
     VerificationParams,
 )
-from edge_client.draft_length import DraftLength
+from edge_client.draft_length import Pace
 from edge_client.link import Clock, Cloud
 from edge_client.loop import DraftSource, Step, check_agreement, speculate
 from edge_client.policy import PLAIN, DraftPolicy
@@ -61,7 +61,7 @@ class Arm(Protocol):
 class Drafting:
     """States how many guesses are made a round, how, and by which rule they are judged."""
 
-    length: DraftLength
+    pace: Pace
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
 
@@ -190,7 +190,7 @@ class Speculative:
                 self.drafter,
                 stream,
                 stopper,
-                self.drafting.length,
+                self.drafting.pace,
                 self.drafting.policy,
                 request.sampling,
                 self.clock,

@@ -1,22 +1,34 @@
-"""How many tokens to draft in the next round (the draft length γ)."""
+"""How many tokens to draft in the next draft (the draft length γ), and how far ahead to send."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from edge_client.loop import Step
 
 
-class DraftLength(Protocol):
-    """Decides the draft length, round by round."""
+class Pace(Protocol):
+    """Decides round by round."""
+
+    @property
+    def ahead(self) -> int:
+        """How many drafts may be sent ahead of the oldest verdict awaited; 0: stop and wait."""
+        ...
 
     def next(self, remaining: int) -> int:
         """Returns how many tokens to draft when the output may have `remaining` more."""
         ...
 
+    def learn(self, step: Step) -> None:
+        """Takes note of what a verdict said and how long everything took."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
-class FixedDraftLength:
-    """Drafts `length` tokens a round, or as many as can count.
+class FixedPace:
+    """Drafts `length` tokens a round, or as many as can count, and always as far ahead.
 
     `max_draft_tokens` is what the server takes in one request. The target adds a
     token of its own to every round, so of `remaining` tokens one is never drafted;
@@ -25,7 +37,11 @@ class FixedDraftLength:
 
     length: int
     max_draft_tokens: int
+    ahead: int = 0
 
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""
         return max(0, min(self.length, self.max_draft_tokens, remaining - 1))
+
+    def learn(self, step: Step) -> None:
+        """Learns nothing."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import compress, count
 from operator import ne
 
@@ -17,7 +17,7 @@ from common.lm.sampling import Context
 from common.lm.threads import set_threads
 from common.types import DraftDistribution, Peer, SamplingParams
 from edge_client.guess import confidence, coupled_guess, drawn_guess, is_sure
-from edge_client.policy import PLAIN, Drafted, DraftPolicy
+from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 
 PREFILL_CHUNK = 512
 """Tokens one forward takes in of a long history."""
@@ -112,17 +112,20 @@ class Drafter:
         prompt_length: int,
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
+        interrupted: Callable[[], bool] = never,
     ) -> Drafted:
         """Guesses at most `count` tokens that follow `history`, a prompt first.
 
         Fewer where the context ends or the policy says so, and none after one of `ends`:
-        no output goes on there. `history` has at least one token.
+        no output goes on there. `interrupted` is asked before each token but the first, and
+        ends the draft. `history` has at least one token.
         """
         end = min(len(history) + count, self.context_length)
         tokens = list(history)
         distributions: list[DraftDistribution] = []
         sure = policy.gate is not None
-        while len(tokens) < end:
+        cut = False
+        while len(tokens) < end and not cut:
             logits = (
                 self._extend(tokens[-1:]) if len(tokens) > len(history) else self._follow(tokens)
             )
@@ -138,8 +141,9 @@ class Drafter:
                 break
             if policy.min_confidence and confidence(logits, guess) < policy.min_confidence:
                 break
+            cut = len(tokens) < end and interrupted()
         guesses = tuple(tokens[len(history) :])
-        return Drafted(guesses, tuple(distributions), sure and bool(guesses))
+        return Drafted(guesses, tuple(distributions), sure and bool(guesses), cut)
 
     def _follow(self, history: list[int]) -> torch.Tensor:
         """Brings the cache in step and returns the logits `[1, vocab]` after the last token."""

@@ -21,7 +21,7 @@ class Answer:
     """Is a verdict as it arrived.
 
     `elapsed_ns` runs on the client's clock from just before the draft was sent to
-    just after its verdict was received, on the stream that answered; before it lie
+    `received_ns`, just after its verdict came, on the stream that answered; before it lie
     `lost_ns` in which lost streams were waited for and `reconnects` times replaced.
     `bytes_up` and `bytes_down` belong to this
     round, the opening of the session to the first. `draft_probabilities_bytes` is the
@@ -35,6 +35,7 @@ class Answer:
     draft_probabilities_bytes: int | None = None
     reconnects: int = 0
     lost_ns: int = 0
+    received_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,10 @@ class VerifyStream(Protocol):
 
     def send(self, draft: Draft) -> None:
         """Sends a draft and does not wait."""
+        ...
+
+    def arrived(self) -> bool:
+        """Whether the next verdict, or the error that comes instead, is here already."""
         ...
 
     def receive(self) -> Answer:

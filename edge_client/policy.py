@@ -51,8 +51,17 @@ PLAIN = DraftPolicy()
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """Is one draft: guesses, what each was drawn from if drawn, and if the gate lets all pass."""
+    """Is one draft: guesses, what each was drawn from if drawn, and if the gate lets all pass.
+
+    `interrupted`: more would have followed, had there been time.
+    """
 
     token_ids: tuple[int, ...] = ()
     distributions: tuple[DraftDistribution, ...] = ()
     sure: bool = False
+    interrupted: bool = False
+
+
+def never() -> bool:
+    """Interrupts no draft."""
+    return False

@@ -229,6 +229,10 @@ class ResumingStream:
         """Waits until a server has the session."""
         return self._ask(lambda stream: stream.opened())
 
+    def arrived(self) -> bool:
+        """Whether a verdict, or the loss of its stream, is here already."""
+        return self._stream.arrived()
+
     def receive(self) -> Answer:
         """Waits for the verdict on the oldest draft in flight; losses on the way are in it."""
         answer = self._ask(lambda stream: stream.receive())

@@ -1,29 +1,26 @@
 """The client's half of a session as a pure state machine: values in, values out.
 
-    READY ──next_draft──> WAITING ──VERIFIED, MISMATCH──> READY ──commit──> READY
-                             └──VERIFIED with a finish reason──> FINISHED
+    history | in flight: guesses, assumed bonus, guesses, … | unsent guesses
 
-The client holds every token, so the server's copy is only a cache: `_held` is how
-far it is known to reach, and each draft starts there. When the server has lost
-some (MISMATCH), `_held` falls back, and when the client commits some without asking,
-`_held` stays: the next draft carries what is missing.
+The client holds every token, so the server's copy is only a cache. Guesses run ahead of
+what is confirmed; a draft sent while another is in flight stands on the guess that all of
+that one is accepted, and on the bonus token that would follow. A verdict that fits lets all
+of it stand; any other overtakes what follows: a new epoch begins, and the server drops what
+it has not seen of the old one without a forward, as its `assumed_bonus_token_id` fails.
+
+`_held` is how far the server's copy is known to reach, and a draft with nothing before it
+starts there. When the server has lost some (MISMATCH), `_held` falls back, and when the
+client commits some without asking, `_held` stays: the next draft carries what is missing.
 """
 
 from __future__ import annotations
 
-import enum
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from common.errors import InternalError
 from common.types import Draft, DraftDistribution, FinishReason, Outcome, Verdict
-
-
-class State(enum.Enum):
-    """Says which event may come next; any other raises InternalError and changes nothing."""
-
-    READY = "ready"  # nothing is in flight: next_draft or commit
-    WAITING = "waiting"  # a draft is in flight: apply, with its verdict
-    FINISHED = "finished"  # the generation is over: nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +28,17 @@ class Round:
     """Is what one verdict settled.
 
     `token_ids` are the accepted tokens and the target's own one; none after a
-    MISMATCH, which checked nothing and therefore counts no drafted token either.
+    MISMATCH, which checked nothing and therefore counts no drafted token either, and
+    none of a draft that was `overtaken` before the target saw it. `num_wasted_tokens` are
+    the guesses this verdict has thrown away, rejected or standing on rejected ones.
     """
 
-    token_ids: tuple[int, ...]
-    num_draft_tokens: int
-    num_accepted_tokens: int
-    finish_reason: FinishReason | None
+    token_ids: tuple[int, ...] = ()
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    finish_reason: FinishReason | None = None
+    num_wasted_tokens: int = 0
+    overtaken: bool = False
 
 
 class ClientSession:
@@ -49,16 +50,11 @@ class ClientSession:
         self._held = len(prompt_token_ids)  # history[:_held] is what the server has
         self._step_id = 0
         self._epoch = 0
-        # One at a time; drafting ahead would make this a queue, oldest first.
-        self._in_flight: Draft | None = None
+        self._in_flight: deque[Draft] = deque()  # oldest first
+        self._ahead: list[int] = []  # what follows the history if every guess is right
+        self._origins: list[DraftDistribution] = []  # one a guess where the rule needs them
+        self._sent = 0  # how many guesses are in flight
         self._finished = False
-
-    @property
-    def state(self) -> State:
-        """The state, derived from what is in flight and whether the generation is over."""
-        if self._finished:
-            return State.FINISHED
-        return State.READY if self._in_flight is None else State.WAITING
 
     @property
     def history(self) -> tuple[int, ...]:
@@ -66,44 +62,100 @@ class ClientSession:
         return tuple(self._history)
 
     @property
+    def tokens(self) -> list[int]:
+        """The history and every guess after it: what the next guess follows."""
+        return self._history + self._ahead
+
+    @property
     def epoch(self) -> int:
-        """The number of rejections so far."""
+        """How often a verdict has overtaken guesses so far."""
         return self._epoch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the generation is over."""
+        return self._finished
+
+    @property
+    def num_in_flight(self) -> int:
+        """How many verdicts are awaited."""
+        return len(self._in_flight)
+
+    @property
+    def num_standing(self) -> int:
+        """How many of these are not overtaken."""
+        return sum(draft.epoch == self._epoch for draft in self._in_flight)
+
+    @property
+    def num_sent_tokens(self) -> int:
+        """How many guesses in flight may still be right, assumed bonus tokens among them."""
+        return self._sent
+
+    @property
+    def num_unsent_tokens(self) -> int:
+        """How many guesses the next draft has; its first is the assumed bonus token, if any."""
+        return len(self._ahead) - self._sent
+
+    def guess(
+        self, token_ids: Sequence[int], distributions: Sequence[DraftDistribution] = ()
+    ) -> None:
+        """Takes guesses that follow `tokens`, each with what it was drawn from or none of them."""
+        self._expect(not self._finished, "a guess was made")
+        self._ahead += token_ids
+        self._origins += distributions
 
     def commit(self, token_ids: tuple[int, ...]) -> None:
         """Takes tokens that no target has judged; the server learns of them with the next draft."""
-        self._expect(State.READY, "tokens were committed")
+        self._expect(not self._finished and not self._in_flight, "tokens were committed")
         self._history += token_ids
+        self._forget()
 
-    def next_draft(
-        self, token_ids: tuple[int, ...], distributions: tuple[DraftDistribution, ...] = ()
-    ) -> Draft:
-        """Makes the message that asks for a check of these guesses, which follow `history`."""
-        self._expect(State.READY, "a draft was made")
+    def next_draft(self) -> Draft:
+        """Makes the message that asks for a check of the unsent guesses.
+
+        Behind a draft that stands, the first of them is the bonus token it assumes.
+        """
+        self._expect(not self._finished, "a draft was made")
+        start, assumed = self._sent, None
+        position, confirmed = self._held, tuple(self._history[self._held :])
+        if self.num_standing:
+            self._expect(start < len(self._ahead), "a draft was made that assumes no bonus token")
+            assumed = self._ahead[start]
+            start += 1
+            position, confirmed = len(self._history) + start, ()
         self._step_id += 1
-        self._in_flight = Draft(
+        draft = Draft(
             step_id=self._step_id,
-            position=self._held,
+            position=position,
             epoch=self._epoch,
-            token_ids=token_ids,
-            confirmed_token_ids=tuple(self._history[self._held :]),
-            distributions=distributions,
+            token_ids=tuple(self._ahead[start:]),
+            confirmed_token_ids=confirmed,
+            distributions=tuple(self._origins[start:]),
+            assumed_bonus_token_id=assumed,
         )
-        return self._in_flight
+        self._in_flight.append(draft)
+        self._sent = len(self._ahead)
+        return draft
 
     def apply(self, verdict: Verdict) -> Round:
-        """Takes the verdict on the draft in flight and returns what it settled."""
-        self._expect(State.WAITING, f"a verdict on step {verdict.step_id} came")
-        draft = self._in_flight
-        assert draft is not None  # what WAITING means
+        """Takes the verdict on the oldest draft in flight and returns what it settled."""
+        self._expect(bool(self._in_flight), f"a verdict on step {verdict.step_id} came")
+        draft = self._in_flight[0]
         if (verdict.step_id, verdict.epoch) != (draft.step_id, draft.epoch):
             raise _broken(verdict, f"step {draft.step_id}, epoch {draft.epoch} is in flight")
-        if verdict.outcome is Outcome.MISMATCH:
+        if draft.epoch < self._epoch:
+            return self._drop(verdict)
+        if verdict.outcome is Outcome.MISMATCH and draft.assumed_bonus_token_id is None:
             return self._fall_back(draft, verdict)
-        if verdict.outcome is Outcome.STALE:
-            # Stale means overtaken by a newer epoch, and nothing overtakes a lone draft.
-            raise _broken(verdict, "no newer epoch was sent")
+        if verdict.outcome is not Outcome.VERIFIED:
+            raise _broken(verdict, "nothing overtook this draft")
         return self._confirm(draft, verdict)
+
+    def _drop(self, verdict: Verdict) -> Round:
+        if verdict.outcome is not Outcome.STALE:
+            raise _broken(verdict, "that draft was overtaken, and nothing of it may be run")
+        self._in_flight.popleft()
+        return Round(overtaken=True)
 
     def _fall_back(self, draft: Draft, verdict: Verdict) -> Round:
         # Strictly backwards, or two ends that disagree would resend for ever.
@@ -112,9 +164,9 @@ class ClientSession:
                 verdict,
                 f"a mismatch must lie in [{self.prompt_length}, {draft.position})",
             )
+        self._in_flight.popleft()
         self._held = verdict.position
-        self._in_flight = None
-        return Round((), 0, 0, None)
+        return Round(num_wasted_tokens=self._overtake())
 
     def _confirm(self, draft: Draft, verdict: Verdict) -> Round:
         own = () if verdict.next_token_id is None else (verdict.next_token_id,)
@@ -126,17 +178,46 @@ class ClientSession:
         position = len(self._history) + len(token_ids)
         if verdict.position != position:
             raise _broken(verdict, f"the session holds {position} tokens")
+        self._in_flight.popleft()
         self._history += token_ids
         self._held = position
-        self._in_flight = None
         self._finished = verdict.finish_reason is not None
-        if verdict.accepted < len(draft.token_ids) and own:
-            self._epoch += 1
-        return Round(token_ids, len(draft.token_ids), verdict.accepted, verdict.finish_reason)
+        wasted = self._advance(draft, verdict, token_ids)
+        return Round(
+            token_ids, len(draft.token_ids), verdict.accepted, verdict.finish_reason, wasted
+        )
 
-    def _expect(self, state: State, event: str) -> None:
-        if self.state is not state:
-            raise InternalError(f"{event}, but the session is {self.state.value}")
+    def _advance(self, draft: Draft, verdict: Verdict, token_ids: tuple[int, ...]) -> int:
+        """Moves the guesses on behind what was confirmed; returns how many were wasted."""
+        rejected = verdict.accepted < len(draft.token_ids)
+        guessed = tuple(self._ahead[: len(token_ids)])
+        if not rejected and not self._finished and guessed == token_ids[: len(guessed)]:
+            del self._ahead[: len(token_ids)], self._origins[: len(token_ids)]
+            self._sent = max(0, self._sent - len(token_ids))
+            return 0
+        del self._ahead[: verdict.accepted]
+        is_new = rejected and verdict.next_token_id is not None
+        return self._overtake(is_new=is_new)
+
+    def _overtake(self, *, is_new: bool = False) -> int:
+        """Drops all guesses; a new epoch begins where one was rejected or any is in flight."""
+        wasted = len(self._ahead)
+        self._forget()
+        if is_new or self.num_standing:
+            self._epoch += 1
+        return wasted
+
+    def _forget(self) -> None:
+        self._ahead.clear()
+        self._origins.clear()
+        self._sent = 0
+
+    def _expect(self, allowed: bool, event: str) -> None:
+        if not allowed:
+            raise InternalError(
+                f"{event}, but the session "
+                f"{'is finished' if self._finished else f'has {self.num_in_flight} in flight'}"
+            )
 
 
 def _broken(verdict: Verdict, expected: str) -> InternalError:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -45,11 +45,9 @@ Response = TypeVar("Response")
 class _Call(Protocol):
     """Is what the stubs' calls can do; the published type stubs leave it out."""
 
-    def __next__(self) -> Any: ...
+    def __iter__(self) -> Iterator[Any]: ...
 
     def cancel(self) -> object: ...
-
-    def add_done_callback(self, callback: Callable[[object], None]) -> None: ...
 
 
 class CloudConnection:
@@ -167,7 +165,9 @@ class CloudConnection:
             iter(requests.get, None), timeout=timeout_s, metadata=self._metadata
         )
         try:
-            with _Responses[pb.SessionResponse](call, self._network, self.address) as responses:
+            with _Responses[pb.SessionResponse](
+                call, self._network, self.address, self._clock
+            ) as responses:
                 yield SessionStream(opening, requests, responses, self._clock)
         finally:
             requests.put(None)  # half-closes the stream, unless it is cancelled by now
@@ -180,9 +180,13 @@ class CloudConnection:
         bytes_up = _size(request)
         started = self._clock()
         call: Any = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
-        with _Responses[pb.GenerateResponse](call, self._network, self.address) as responses:
-            while (message := responses.next()) is not None:
-                arrived = self._clock()
+        with _Responses[pb.GenerateResponse](
+            call, self._network, self.address, self._clock
+        ) as responses:
+            while True:
+                message, arrived = responses.next()
+                if message is None:
+                    return
                 tokens = wire.generated_from_proto(message)
                 yield Piece(tokens, arrived - started, bytes_up, _size(message))
                 started, bytes_up = arrived, 0
@@ -257,15 +261,18 @@ class SessionStream:
         """Waits until the server has the session; the bytes are counted once."""
         if self._is_opened:
             return Opened(0, 0)
-        answer = self._next("opened")
+        answer, _ = self._next("opened")
         self._is_opened = True
         return Opened(self._opening_bytes, _size(answer))
+
+    def arrived(self) -> bool:
+        """Whether `receive` would not wait long."""
+        return self._responses.waiting() > (0 if self._is_opened else 1)
 
     def receive(self) -> Answer:
         """Waits for the verdict on the oldest draft in flight."""
         opened = self.opened()
-        message = self._next("verdict")
-        arrived = self._clock()
+        message, arrived = self._next("verdict")
         sent = self._sent.popleft()
         return Answer(
             verdict=wire.verdict_from_proto(message.verdict),
@@ -273,10 +280,11 @@ class SessionStream:
             bytes_up=opened.bytes_up + sent.size,
             bytes_down=opened.bytes_down + _size(message),
             draft_probabilities_bytes=sent.probabilities,
+            received_ns=arrived,
         )
 
-    def _next(self, kind: str) -> pb.SessionResponse:
-        message = self._responses.next()
+    def _next(self, kind: str) -> tuple[pb.SessionResponse, int]:
+        message, arrived = self._responses.next()
         if message is None:
             raise UnavailableError(
                 f"server {self._responses.address} ended the session early; ask again"
@@ -286,25 +294,25 @@ class SessionStream:
                 f"server {self._responses.address} broke the protocol: {kind!r} was due, "
                 f"and it sent {message.WhichOneof('message')!r}"
             )
-        return message
+        return message, arrived
 
 
 class _Responses(Generic[Response]):
     """Takes a call's responses one by one, each within the round timeout.
 
+    A thread of its own notes when each arrives, whatever the caller is busy with.
     gRPC's own timeout counts the whole call; a generation may take as long as it
     makes progress. Left by an error, the call is cancelled; otherwise it runs out.
     """
 
-    def __init__(self, call: _Call, network: NetworkSection, address: str) -> None:
+    def __init__(self, call: _Call, network: NetworkSection, address: str, clock: Clock) -> None:
         self.address = address
         self._call = call
         self._timeout_s = network.round_timeout_s
-        self._due = float("inf")  # when the response waited for must be here
+        self._clock = clock
+        self._arrivals: queue.SimpleQueue[_Arrival[Response]] = queue.SimpleQueue()
         self._begun = False
-        self._expired = False
-        self._left = threading.Event()
-        threading.Thread(target=self._watch, name="round-timeout", daemon=True).start()
+        threading.Thread(target=self._read, name="responses", daemon=True).start()
 
     def __enter__(self) -> _Responses[Response]:
         return self
@@ -315,43 +323,45 @@ class _Responses(Generic[Response]):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._left.set()
-        if kind is None:
-            # A call nobody refers to is cancelled; its own callback refers to it to the end.
-            self._call.add_done_callback(lambda _: None)
-        else:
+        if kind is not None:
             self._call.cancel()
 
-    def next(self) -> Response | None:
-        """Waits for the next response; None when the server has ended the call with OK."""
-        self._due = time.monotonic() + self._timeout_s
-        try:
-            response: Response = next(self._call)
-        except StopIteration:
-            return None
-        except grpc.RpcError as error:
-            if self._expired:
-                raise DeadlineError(
-                    f"server {self.address} gave no answer within {self._timeout_s:g} s; "
-                    "is it overloaded? network.round_timeout_s says how long to wait"
-                ) from error
-            raise error_from_call(error, self.address, begun=self._begun) from error
-        finally:
-            self._due = float("inf")
-        self._begun = True
-        return response
+    def waiting(self) -> int:
+        """Returns how many have arrived and were not taken; the end of the call is one, too."""
+        return self._arrivals.qsize()
 
-    def _watch(self) -> None:
-        # What is awaited next is due a whole timeout from its start at the earliest, so looking
-        # once a timeout is enough, and a round costs this thread nothing.
-        pause = self._timeout_s
-        while not self._left.wait(pause):
-            remaining = self._due - time.monotonic()
-            if remaining <= 0:
-                self._expired = True
-                self._call.cancel()
-                return
-            pause = min(remaining, self._timeout_s)
+    def next(self) -> tuple[Response | None, int]:
+        """Waits for the next response and when it came; None when the call has ended with OK."""
+        try:
+            arrival = self._arrivals.get(timeout=self._timeout_s)
+        except queue.Empty:
+            self._call.cancel()
+            raise DeadlineError(
+                f"server {self.address} gave no answer within {self._timeout_s:g} s; "
+                "is it overloaded? network.round_timeout_s says how long to wait"
+            ) from None
+        if arrival.error is not None:
+            raise error_from_call(arrival.error, self.address, begun=self._begun) from arrival.error
+        self._begun = True
+        return arrival.response, arrival.at_ns
+
+    def _read(self) -> None:
+        ended: grpc.RpcError | None = None
+        try:
+            for response in self._call:
+                self._arrivals.put(_Arrival(self._clock(), response))
+        except grpc.RpcError as error:
+            ended = error
+        self._arrivals.put(_Arrival(self._clock(), error=ended))
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrival(Generic[Response]):
+    """Is a response and when it came, or how the call ended: None and None is with OK."""
+
+    at_ns: int
+    response: Response | None = None
+    error: grpc.RpcError | None = None
 
 
 def _size(

@@ -42,8 +42,8 @@ from common.types import (
 from edge_client import guess
 from edge_client.drafter import Drafter
 from edge_client.link import Answer, Opened
-from edge_client.loop import speculate
-from edge_client.policy import PLAIN, Drafted, DraftPolicy
+from edge_client.loop import Step, speculate
+from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from edge_client.session import ClientSession
 from tests.enumeration import EOS, LENGTH, PROMPT, Floats, Output, row_of
 
@@ -154,6 +154,9 @@ class Stream:
     def opened(self) -> Opened:
         return Opened(0, 0)
 
+    def arrived(self) -> bool:
+        return True
+
     def receive(self) -> Answer:
         verdict = self._state.settle(self._draft, self._check, _wait())
         self._state.remember(verdict)
@@ -201,6 +204,7 @@ class Regardless(Drafter):
         prompt_length: int,
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
+        interrupted: Callable[[], bool] = never,
     ) -> Drafted:
         return super().draft(history, count, sampling, prompt_length=prompt_length, policy=policy)
 
@@ -210,9 +214,12 @@ class Length:
     """Drafts so many tokens whatever remains, so that the server must cut what is too much."""
 
     tokens: int
+    ahead: int = 0
 
     def next(self, remaining: int) -> int:
         return self.tokens
+
+    def learn(self, step: Step) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)

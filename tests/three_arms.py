@@ -67,7 +67,8 @@ async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
                 run.opening.sampling,
                 prompt_length=session.prompt_length,
             )
-            settled = session.apply(await live.verify(session.next_draft(drafted.token_ids)))
+            session.guess(drafted.token_ids)
+            settled = session.apply(await live.verify(session.next_draft()))
             if settled.finish_reason is not None:
                 return list(session.history[len(run.opening.prompt_token_ids) :])
 

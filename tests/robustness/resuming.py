@@ -5,11 +5,12 @@ from __future__ import annotations
 from common.config import NetworkSection
 from common.types import GenerateMode, OpenSession
 from edge_client.resume import ResilientCloud
-from edge_client.session import ClientSession, State
+from edge_client.session import ClientSession
 from edge_client.transport import CloudConnection
 
 ANSWER_S = 3.0
 """How long one answer may take before the client looks for another way."""
+AHEAD = 2
 MODES = {"cloud": GenerateMode.STOCK, "cloud_optimized": GenerateMode.OPTIMIZED}
 
 
@@ -33,10 +34,14 @@ def generate(address: str, arm: str, opening: OpenSession, deadline_s: float) ->
 
 
 def _speculate(cloud: ResilientCloud, opening: OpenSession) -> list[int]:
-    """Guesses that the last token comes again."""
+    """Guesses that the last token comes again, up to two drafts ahead of the verdicts."""
     session = ClientSession(opening.prompt_token_ids)
     with cloud.open(opening) as stream:
-        while session.state is not State.FINISHED:
-            stream.send(session.next_draft(session.history[-1:] * 2))
+        while not session.finished:
+            while session.num_standing <= AHEAD and not (
+                session.num_in_flight and stream.arrived()
+            ):
+                session.guess(session.tokens[-1:] * 2)
+                stream.send(session.next_draft())
             session.apply(stream.receive().verdict)
     return list(session.history[session.prompt_length :])

@@ -6,6 +6,7 @@ between, the client's history is what the target alone would have written.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ from common.types import (
     StopParams,
     Verdict,
 )
-from edge_client.session import ClientSession, State
+from edge_client.session import ClientSession
 
 VOCAB = 5
 EOS = 4
@@ -63,56 +64,81 @@ def server_holding(generated: tuple[int, ...]) -> TargetSession:
 
 
 class SessionPairMachine(RuleBasedStateMachine):
+    """Sends drafts ahead at will; the server takes them and the client hears of it at any time."""
+
     def __init__(self) -> None:
         super().__init__()
         self.truth = undisturbed()
         self.client = ClientSession(PROMPT)
         self.server = server_holding(())
-        self.in_flight: Draft | None = None
+        self.drafts: deque[Draft] = deque()  # on their way up
+        self.verdicts: deque[Verdict] = deque()  # on their way down
+        self.in_flight: deque[Draft] = deque()
         self.old: list[Verdict] = []
-        self.rejections = 0
-        self.reach = len(PROMPT)  # where the server said its tokens end
+        self.guessed = self.judged_right = self.wasted = 0
 
-    @precondition(lambda self: self.client.state is State.READY)
-    @rule(right=st.integers(0, 6), wrong=st.lists(st.integers(0, VOCAB - 1), max_size=4))
-    def draft(self, right: int, wrong: list[int]) -> None:
-        held = len(self.client.history)
-        self.in_flight = self.client.next_draft((*self.truth[held : held + right], *wrong))
-        assert self.in_flight.epoch == self.rejections
-        assert self.in_flight.position == self.reach
+    @precondition(lambda self: not self.client.finished)
+    @rule(right=st.integers(0, 6), wrong=st.lists(st.integers(0, VOCAB - 1), max_size=3))
+    def guess(self, right: int, wrong: list[int]) -> None:
+        """Guesses on, rightly for a while unless what it follows is wrong already."""
+        tokens = self.client.tokens
+        truth = self.truth[len(tokens) :] if tuple(tokens) == self.truth[: len(tokens)] else ()
+        guesses = [*truth[:right], *wrong]
+        self.client.guess(guesses)
+        self.guessed += len(guesses)
+        assert self.client.tokens == [*tokens, *guesses]
 
-    @precondition(lambda self: self.client.state is State.READY)
+    @precondition(lambda self: not self.client.finished)
+    @precondition(lambda self: self.client.num_unsent_tokens or not self.client.num_standing)
+    @rule()
+    def send(self) -> None:
+        standing, unsent = self.client.num_standing, self.client.num_unsent_tokens
+        draft = self.client.next_draft()
+        assert (draft.assumed_bonus_token_id is not None) == (standing > 0)
+        assert len(draft.token_ids) == unsent - (standing > 0)
+        self.drafts.append(draft)
+        self.in_flight.append(draft)
+
+    @precondition(lambda self: not self.client.finished and not self.client.num_in_flight)
     @rule(count=st.integers(1, 5))
     def commit(self, count: int) -> None:
         """Takes tokens without asking, as a gate does that happens to be right."""
+        self.wasted += self.client.num_unsent_tokens
         held = len(self.client.history)
         certain = tuple(t for t in self.truth[held : held + count] if t != EOS)
         self.client.commit(certain)
         assert self.client.history == self.truth[: held + len(certain)]
 
-    @precondition(lambda self: self.client.state is State.WAITING)
+    @precondition(lambda self: self.drafts)
     @rule()
-    def answer(self) -> None:
-        draft = self.in_flight
-        assert draft is not None
-        verdict = self.serve(draft)
-        assert verdict.outcome is not Outcome.STALE
+    def serve(self) -> None:
+        draft = self.drafts.popleft()
+        admitted = self.server.admit(draft)
+        if not isinstance(admitted, Verdict):
+            if draft.assumed_bonus_token_id is not None:
+                assert admitted.context == self.truth[: draft.position]
+            admitted = self.server.settle(draft, admitted, judged(admitted))
+        self.verdicts.append(admitted)
+
+    @precondition(lambda self: self.verdicts and not self.client.finished)
+    @rule()
+    def hear(self) -> None:
+        verdict, draft = self.verdicts.popleft(), self.in_flight.popleft()
+        before, epoch = self.client.history, self.client.epoch
         settled = self.client.apply(verdict)
         self.old.append(verdict)
-        self.reach = verdict.position
-        if verdict.outcome is Outcome.MISMATCH:
-            assert settled.token_ids == ()
+        self.wasted += settled.num_wasted_tokens
+        self.judged_right += settled.num_accepted_tokens
+        if settled.token_ids:
+            assert self.client.history == (*before, *settled.token_ids)
+            assert draft.position + len(draft.confirmed_token_ids) == len(before)
         else:
-            assert settled.token_ids
-            assert self.client.history == tuple(self.server.history)
-            rejected = settled.num_accepted_tokens < settled.num_draft_tokens
-            self.rejections += rejected and verdict.next_token_id is not None
-
-    def serve(self, draft: Draft) -> Verdict:
-        admitted = self.server.admit(draft)
-        if isinstance(admitted, Verdict):
-            return admitted
-        return self.server.settle(draft, admitted, judged(admitted))
+            assert self.client.history == before
+        if settled.overtaken:
+            assert draft.epoch < epoch == self.client.epoch
+        elif verdict.outcome is Outcome.VERIFIED and not self.client.finished:
+            fits = settled.num_accepted_tokens == settled.num_draft_tokens
+            assert fits or self.client.epoch == epoch + 1
 
     @precondition(lambda self: not self.server.finished)
     @rule(data=st.data())
@@ -121,14 +147,14 @@ class SessionPairMachine(RuleBasedStateMachine):
         kept = data.draw(st.integers(0, len(generated)))
         self.server = server_holding(generated[:kept])
 
-    @precondition(lambda self: self.client.state is State.WAITING)
+    @precondition(lambda self: self.in_flight and not self.client.finished)
     @rule(data=st.data())
     def hear_nonsense(self, data: st.DataObject) -> None:
         """Any verdict but the right kind is refused, and nothing has changed."""
-        draft = self.in_flight
-        assert draft is not None
+        draft = self.in_flight[0]
         held = len(self.client.history)
         right = Verdict(draft.step_id, draft.epoch, Outcome.VERIFIED, held + 1, 0, 1)
+        overtaken = draft.epoch < self.client.epoch
         nonsense = data.draw(
             st.sampled_from(
                 [
@@ -138,42 +164,51 @@ class SessionPairMachine(RuleBasedStateMachine):
                     replace(right, position=held),
                     replace(right, accepted=len(draft.token_ids) + 1),
                     replace(right, next_token_id=None),
-                    replace(right, outcome=Outcome.STALE),
+                    right if overtaken else replace(right, outcome=Outcome.STALE),
                     replace(right, outcome=Outcome.MISMATCH, position=draft.position),
                     replace(right, outcome=Outcome.MISMATCH, position=len(PROMPT) - 1),
                 ]
             )
         )
-        before = self.client.history
+        before = (self.client.tokens, self.client.num_in_flight, self.client.epoch)
         with pytest.raises(InternalError):
             self.client.apply(nonsense)
-        assert (self.client.history, self.client.state) == (before, State.WAITING)
+        assert (self.client.tokens, self.client.num_in_flight, self.client.epoch) == before
 
-    @precondition(lambda self: self.client.state is not State.WAITING)
+    @precondition(lambda self: not self.in_flight)
     @rule(data=st.data())
     def hear_unasked(self, data: st.DataObject) -> None:
         verdict = data.draw(st.sampled_from([*self.old, Verdict(1, 0, Outcome.VERIFIED, 4, 0, 1)]))
-        before = (self.client.history, self.client.state)
+        before = self.client.tokens
         with pytest.raises(InternalError):
             self.client.apply(verdict)
-        assert (self.client.history, self.client.state) == before
+        assert self.client.tokens == before
 
-    @precondition(lambda self: self.client.state is not State.READY)
+    @precondition(lambda self: self.client.finished)
     @rule()
-    def draft_out_of_turn(self) -> None:
+    def go_on_after_the_end(self) -> None:
         before = self.client.history
-        with pytest.raises(InternalError):
-            self.client.next_draft(())
-        with pytest.raises(InternalError):
-            self.client.commit((1,))
+        for event in (
+            self.client.next_draft,
+            lambda: self.client.commit((1,)),
+            lambda: self.client.guess((1,)),
+        ):
+            with pytest.raises(InternalError):
+                event()
         assert self.client.history == before
 
     @invariant()
     def the_text_is_the_targets(self) -> None:
         assert self.client.history == self.truth[: len(self.client.history)]
-        assert self.client.epoch == self.rejections
-        finished = self.client.state is State.FINISHED
-        assert finished == (len(self.client.history) == len(self.truth))
+        assert self.client.finished == (len(self.client.history) == len(self.truth))
+
+    @invariant()
+    def no_guess_is_lost_from_the_count(self) -> None:
+        """What was guessed is right, wasted, or still ahead; the rest are right bonus tokens."""
+        ahead = len(self.client.tokens) - len(self.client.history)
+        bonus = self.guessed - self.judged_right - self.wasted - ahead
+        verified = sum(verdict.outcome is Outcome.VERIFIED for verdict in self.old)
+        assert 0 <= bonus <= verified
 
 
 TestSessionPair = SessionPairMachine.TestCase

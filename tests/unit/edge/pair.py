@@ -22,7 +22,7 @@ from common.types import (
     Verdict,
 )
 from edge_client.link import Answer, Opened, Piece
-from edge_client.policy import PLAIN, Drafted, DraftPolicy
+from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from tests.models import tiny_tokenizer
 
 Target = Callable[[Sequence[int]], int]
@@ -110,6 +110,8 @@ class PairedStream:
     opening: OpenSession
     sent: list[Draft] = field(default_factory=list)
     tamper: Callable[[Verdict], Verdict] = lambda verdict: verdict
+    is_here: Callable[[], bool] = lambda: False  # asked when somebody would rather draft than wait
+    forwards: int = 0
 
     def __post_init__(self) -> None:
         self.session = self._open(())
@@ -124,11 +126,15 @@ class PairedStream:
         self.sent.append(draft)
         admitted = self.session.admit(draft)
         if not isinstance(admitted, Verdict):
+            self.forwards += 1
             admitted = self.session.settle(draft, admitted, judged(admitted))
         self._answers.append(admitted)
 
     def opened(self) -> Opened:
         return Opened(3, 2)
+
+    def arrived(self) -> bool:
+        return bool(self._answers) and self.is_here()
 
     def receive(self) -> Answer:
         return Answer(self.tamper(self._answers.popleft()), elapsed_ns=9, bytes_up=7, bytes_down=5)
@@ -199,9 +205,12 @@ class ScriptedDrafter:
         prompt_length: int,
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
+        interrupted: Callable[[], bool] = never,
     ) -> Drafted:
         tokens = list(history)
-        for _ in range(count):
+        for made in range(min(count, self.context_length - len(history))):
+            if made and interrupted():
+                return Drafted(tuple(tokens[len(history) :]), interrupted=True)
             choice = target(tokens)
             miss = self.wrong is not None and len(tokens) % self.wrong == 0
             tokens.append(299 if miss else choice)

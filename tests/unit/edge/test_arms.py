@@ -7,7 +7,7 @@ import pytest
 from common.errors import ConfigError, InternalError, PromptError
 from common.types import FinishReason, GeneratedTokens, StopParams
 from edge_client.arms import ARM_NAMES, Arm, Drafting, GenerationRequest, build_arms
-from edge_client.draft_length import FixedDraftLength
+from edge_client.draft_length import FixedPace
 from edge_client.loop import Step
 from tests.models import tiny_tokenizer
 from tests.unit.edge.pair import (
@@ -36,7 +36,7 @@ def built(
         drafter=drafter or ScriptedDrafter(),
         cloud=cloud,
         server=None if cloud is None else server_info(),
-        drafting=Drafting(FixedDraftLength(4, 8)),
+        drafting=Drafting(FixedPace(4, 8)),
         clock=Clock(),
     )
 
@@ -166,5 +166,5 @@ def test_a_missing_draft_model_is_named() -> None:
             drafter=None,
             cloud=None,
             server=None,
-            drafting=Drafting(FixedDraftLength(4, 8)),
+            drafting=Drafting(FixedPace(4, 8)),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_client.draft_length import FixedDraftLength
+from edge_client.draft_length import FixedPace
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from edge_client.draft_length import FixedDraftLength
 def test_it_is_the_smallest_of_its_bounds(
     length: int, max_draft_tokens: int, remaining: int, expected: int
 ) -> None:
-    assert FixedDraftLength(length, max_draft_tokens).next(remaining) == expected
+    assert FixedPace(length, max_draft_tokens).next(remaining) == expected

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
+from itertools import cycle
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from common.errors import InternalError, OverloadedError
 from common.stopping import Stopper
 from common.types import Draft, FinishReason, OpenSession, StopParams
-from edge_client.draft_length import FixedDraftLength
+from edge_client.draft_length import FixedPace
 from edge_client.link import Opened
 from edge_client.loop import Step, speculate
 from edge_client.policy import PLAIN
@@ -31,14 +33,16 @@ from tests.unit.edge.pair import (
 PROMPT = (300, 301, 302)
 
 
-def run(stream: PairedStream, *, length: int = 4, wrong: int | None = None) -> Iterator[Step]:
+def run(
+    stream: PairedStream, *, length: int = 4, wrong: int | None = None, ahead: int = 0
+) -> Iterator[Step]:
     prompt = stream.opening.prompt_token_ids
     return speculate(
         ClientSession(prompt),
         ScriptedDrafter(wrong),
         stream,
         Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
-        FixedDraftLength(length, max_draft_tokens=8),
+        FixedPace(length, max_draft_tokens=8, ahead=ahead),
         PLAIN,
         GREEDY,
         Clock(),
@@ -59,16 +63,28 @@ def tokens(steps: list[Step]) -> tuple[int, ...]:
     wrong=st.none() | st.integers(1, 6),
     prompt_length=st.integers(1, CONTEXT - 1),
     ignore_eos=st.booleans(),
+    ahead=st.integers(0, 5),
+    is_here=st.lists(st.booleans(), min_size=1, max_size=20).filter(any),
 )
 def test_the_text_is_what_the_target_alone_writes(
-    max_new_tokens: int, length: int, wrong: int | None, prompt_length: int, ignore_eos: bool
+    max_new_tokens: int,
+    length: int,
+    wrong: int | None,
+    prompt_length: int,
+    ignore_eos: bool,
+    ahead: int,
+    is_here: list[bool],
 ) -> None:
+    """Whenever verdicts arrive: `is_here` answers, in turn, whether one has by now."""
     stop = StopParams(max_new_tokens, () if ignore_eos else None)
     prompt = tuple(range(200, 200 + prompt_length))
-    steps = list(run(opened(stop, prompt), length=length, wrong=wrong))
+    stream = opened(stop, prompt)
+    stream.is_here = partial(next, cycle(is_here))
+    steps = list(run(stream, length=length, wrong=wrong, ahead=ahead))
     assert tokens(steps) == undisturbed(prompt, stop)
     assert [step.finish_reason is None for step in steps[:-1]] == [True] * (len(steps) - 1)
     assert steps[-1].finish_reason is not None
+    assert stream.forwards == sum(not step.overtaken for step in steps)  # nothing else was run
 
 
 def test_a_round_that_is_accepted_whole_brings_one_token_more_than_was_drafted() -> None:
@@ -153,7 +169,7 @@ def gated(
             ScriptedDrafter(wrong, sure),
             stream,
             Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
-            FixedDraftLength(4, max_draft_tokens=8),
+            FixedPace(4, max_draft_tokens=8),
             PLAIN,
             GREEDY,
             Clock(),

@@ -34,7 +34,7 @@ from common.types import (
     StopParams,
 )
 from edge_client.arms import Arm, Drafting, GenerationRequest, Step, build_arms
-from edge_client.draft_length import FixedDraftLength
+from edge_client.draft_length import FixedPace
 from edge_client.link import Answer, Opened, Piece
 from edge_client.resume import ResilientCloud
 from tests.models import tiny_tokenizer
@@ -172,7 +172,7 @@ def arm(
         drafter=drafter or ScriptedDrafter(wrong=3),
         cloud=cloud,
         server=server_info(),
-        drafting=Drafting(FixedDraftLength(4, 8)),
+        drafting=Drafting(FixedPace(4, 8)),
         clock=time,
     )[name]
 
