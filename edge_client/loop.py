@@ -30,7 +30,7 @@ class Step:
     let pass was not `asked` about: it is no round, and nobody accepted it. `text` is what
     these tokens made certain, not their own: a half character, or what may begin a stop
     string, waits. `drafting` is when the draft was made: all since the draft before it was
-    sent, with what a verdict in between has thrown away. `ahead` says that it was sent
+    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead` says that it was sent
     before the verdict on the one before it, and `num_wasted_tokens` counts the guesses that this
     verdict threw away, in flight and unsent ones among them.
     """
@@ -51,6 +51,7 @@ class Step:
     lost_ns: int | None = None
     received_ns: int | None = None
     drafting: Spans | None = None
+    num_guessed_tokens: int | None = None
     ahead: bool | None = None
     overtaken: bool | None = None
     num_wasted_tokens: int | None = None
@@ -82,6 +83,7 @@ class _Flight:
     """Is a draft that was sent: when it was made, and whether another verdict was awaited."""
 
     drafting: Spans
+    num_guessed_tokens: int
     ahead: bool
 
 
@@ -102,6 +104,7 @@ def speculate(
     """
     flights: deque[_Flight] = deque()
     drafting: list[tuple[int, int]] = []
+    guessed = 0
     while stopper.finish_reason is None:
         lacking = _lacking(session, stopper, pace)
         if lacking is not None and not (flights and stream.arrived()):
@@ -116,14 +119,15 @@ def speculate(
                 interrupted=stream.arrived if flights else never,
             )
             drafting.append((started, clock()))
+            guessed += len(drafted.token_ids)
             if drafted.sure:
                 yield _unasked(session, stopper, stream, drafted, drafting)
-                drafting = []
+                drafting, guessed = [], 0
                 continue
             session.guess(drafted.token_ids, drafted.distributions)
             if not drafted.interrupted and _is_worth_asking(session, stopper):
-                flights.append(_Flight(tuple(drafting), session.num_standing > 0))
-                drafting = []
+                flights.append(_Flight(tuple(drafting), guessed, session.num_standing > 0))
+                drafting, guessed = [], 0
                 stream.send(session.next_draft())
                 continue
 
@@ -177,6 +181,7 @@ def _unasked(
         bytes_down=None if opened is None else opened.bytes_down,
         asked=False,
         drafting=tuple(drafting),
+        num_guessed_tokens=len(drafted.token_ids),
     )
 
 
@@ -199,6 +204,7 @@ def _step(answer: Answer, settled: Round, kept: Kept, flight: _Flight) -> Step:
         lost_ns=answer.lost_ns,
         received_ns=answer.received_ns,
         drafting=flight.drafting,
+        num_guessed_tokens=flight.num_guessed_tokens,
         ahead=flight.ahead,
         overtaken=settled.overtaken,
         num_wasted_tokens=settled.num_wasted_tokens,

@@ -1,0 +1,92 @@
+"""How many tokens a second each way of making text can be expected to give: a closed form.
+
+One round of draft length γ is confirmed up to its first wrong guess, and the target adds a token
+of its own, so with `a_i` the probability that guess i stands once those before it do,
+
+    S_i = a_1 … a_i,    E(γ) = S_0 + S_1 + … + S_γ    tokens a round
+
+(Leviathan et al. 2023, arXiv 2211.17192, equation 1, with acceptance by position). With d the
+draft model's time for a token, R the network's for a round and T(n) the server's for n tokens,
+a round that is waited for takes
+
+    L = γ d + R + T(γ + 1),    and so gives    E(γ) / L.
+
+Sent ahead, drafts form a chain that lasts while every guess and every assumed bonus token is
+right: a link of it with probability s = S_{γ+1}. Within a chain a verdict comes every
+
+    I = max((γ + 1) d, T(γ + 1), L / (1 + ahead)),
+
+the slowest of drafting, verifying and what may be under way; the first of each chain takes L, and
+a draft token more where drafting is interrupted: half of one on average, all that is left
+of it where the verdict comes before the first is made. Over a whole chain of 1 / (1 - s) links,
+
+    E(γ) / ((1 - s) (L + w) + s I).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """Is what decides it; times in seconds.
+
+    `acceptance[i]` is the probability that a guess stands once the `i` before it in its
+    draft do, the last one holding for all beyond. The server takes
+    `target_s + target_token_s * n` for a request of n tokens.
+    """
+
+    draft_s: float
+    network_s: float
+    target_s: float
+    target_token_s: float
+    acceptance: Sequence[float]
+
+    def server_s(self, tokens: int) -> float:
+        """Returns the server's time for a request of so many tokens, the target's own included."""
+        return self.target_s + self.target_token_s * tokens
+
+    def survival(self, length: int) -> list[float]:
+        """Returns S_0 … S_length."""
+        last = len(self.acceptance) - 1
+        chances = (self.acceptance[min(i, last)] for i in range(length))
+        return list(accumulate(chances, mul, initial=1.0))
+
+
+def tokens_a_round(situation: Situation, length: int) -> float:
+    """Returns E(γ), the target's own token included."""
+    return sum(situation.survival(length))
+
+
+def tokens_a_second(situation: Situation, length: int, ahead: int) -> float:
+    """Returns the expected rate of drafts of `length`, `ahead` of them sent before a verdict."""
+    latency = (
+        length * situation.draft_s + situation.network_s + situation.server_s(length + 1)
+    )
+    expected = tokens_a_round(situation, length)
+    if ahead == 0:
+        return expected / latency
+    unbroken = situation.survival(length + 1)[-1]
+    interval = max(
+        (length + 1) * situation.draft_s, situation.server_s(length + 1), latency / (1 + ahead)
+    )
+    away = situation.network_s + situation.server_s(length + 1)
+    lost = max(situation.draft_s - away, situation.draft_s / 2)
+    return expected / ((1 - unbroken) * (latency + lost) + unbroken * interval)
+
+
+def drafts_ahead(situation: Situation, length: int, most: int) -> int:
+    """Returns how many drafts are made while one is away: what keeps the draft model busy."""
+    away = situation.network_s + situation.server_s(length + 1)
+    making = (length + 1) * situation.draft_s
+    return most if making * most <= away else max(1, math.ceil(away / making))
+
+
+def alone(situation: Situation) -> float:
+    """Returns the rate of `cloud_optimized`, which waits for no network between tokens."""
+    return 1 / situation.server_s(1)
