@@ -137,7 +137,7 @@ RECASTS: Mapping[tuple[str, str], Recast] = {
 """(module, expression that is called)."""
 
 NOT_MADE: Mapping[tuple[str, str], str] = {
-    ("common/wire.py", "_BY_REASON"): "rebuilds what a server made, which has its own row",
+    ("common/wire/errors.py", "_BY_REASON"): "rebuilds what a server made, which has its own row",
     ("edge_client/patience.py", "_MISFITS"): "is compared with, and part of RECASTS",
     ("cloud_server/metrics.py", "leaves"): "counts errors by reason",
 }
