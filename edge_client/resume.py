@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from common.config import NetworkSection
-from common.errors import OutriderError, ServiceError
+from common.errors import OutriderError
 from common.types import Draft, GenerateMode, OpenSession, Outcome, ServerInfo
 from edge_client.link import Answer, Clock, Opened, Piece, Server, VerifyStream
 from edge_client.patience import Patience
@@ -73,11 +73,11 @@ class ResilientCloud:
 
     def info(self) -> ServerInfo:
         """Asks what the server is, each of them once until one answers; raises the first error."""
-        failed: ServiceError | None = None
+        failed: OutriderError | None = None
         for _ in range(len(self._addresses)):
             try:
                 info = self._server.info()
-            except ServiceError as error:
+            except OutriderError as error:
                 failed = failed or error
                 self._move_on()
             else:
@@ -174,7 +174,7 @@ class ResilientCloud:
         while True:
             try:
                 response = ask(self._server)
-            except ServiceError as error:
+            except OutriderError as error:
                 self.recover(error, deadline_ns)
             else:
                 self._patience.answered()

@@ -130,6 +130,7 @@ RECASTS: Mapping[tuple[str, str], Recast] = {
         (
             *(e for e in errors.leaves(errors.ServiceError) if getattr(e, "passing", False)),
             *patience._MISFITS,
+            errors.InternalError,
         ),
         "attempts go on for what may pass, and with several servers for what another may not have",
     ),
