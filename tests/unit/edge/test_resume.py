@@ -247,6 +247,28 @@ def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_
     assert again == replace(first, generated_token_ids=TRUTH[:3])
 
 
+@pytest.mark.parametrize("losses", [0, 1, 3])
+def test_losses_while_nothing_is_in_flight_are_told_with_the_opening(losses: int) -> None:
+    world, time = World(deque([UnavailableError("gone")] * losses)), Time()
+    with resilient(world, time).open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as stream:
+        time.now += SECOND  # of drafting: nobody waits for the server yet
+        opened = stream.opened()
+        assert opened == Opened(3, 2, losses, round(sum(time.slept) * SECOND))
+        time.now += SECOND
+        stream.send(Draft(1, 3, 0, TRUTH[:2]))
+        answer = stream.receive()
+    assert (answer.reconnects, answer.lost_ns) == (0, 0)  # told once
+
+
+def test_losses_while_a_draft_is_in_flight_are_told_with_its_verdict_alone() -> None:
+    world, time = World(deque([UnavailableError("gone")])), Time()
+    with resilient(world, time).open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as stream:
+        stream.send(Draft(1, 3, 0, TRUTH[:2]))
+        assert stream.opened() == Opened(3, 2)
+        answer = stream.receive()
+    assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
+
+
 def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
     for dice, factor in ((0.0, 0.5), (1.0, 1.0)):
         world, time = World(deque([UnavailableError("gone")] * 18)), Time()
