@@ -6,7 +6,7 @@ what it may be; what it returns needs no further checks.
 
 from common.wire.draft import distributions_bytes, draft_from_proto, draft_to_proto
 from common.wire.errors import error_details, error_from_details, error_to_proto, status_code
-from common.wire.fields import WireLimits
+from common.wire.fields import WireLimits, printable
 from common.wire.generate import (
     generate_from_proto,
     generate_to_proto,
@@ -36,6 +36,7 @@ __all__ = [
     "info_to_proto",
     "open_from_proto",
     "open_to_proto",
+    "printable",
     "score_from_proto",
     "score_to_proto",
     "status_code",

@@ -1,4 +1,4 @@
-"""What several messages hold: numbers in a range, token ids, enum values, timings."""
+"""What several messages hold: numbers in a range, token ids, enum values, texts, timings."""
 
 from __future__ import annotations
 
@@ -51,6 +51,16 @@ def lookup(field: str, table: Mapping[Key, int], value: int) -> Key:
         if theirs == value:
             return ours
     raise InvalidRequestError(f"{field} is {value}, which this protocol version does not know")
+
+
+def printable(text: str) -> str:
+    """Returns a text on one line, with what a terminal would obey, or not show, escaped.
+
+    The other end is not trusted with the user's terminal, nor with the lines of a log.
+    """
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 def timing_to_proto(timing: StepTiming) -> pb.StepTiming:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from common.types import ServerInfo
+from common.wire.fields import printable
 from outrider.v1 import verifier_pb2 as pb
 
 
@@ -35,18 +38,18 @@ def info_to_proto(info: ServerInfo) -> pb.ServerInfo:
 
 
 def info_from_proto(message: pb.ServerInfo) -> ServerInfo:
-    """Converts a ServerInfo."""
+    """Converts a ServerInfo; its texts may be printed."""
     return ServerInfo(
-        protocol_version=message.protocol_version,
-        server_version=message.server_version,
-        model_name=message.model_name,
-        model_fingerprint=message.model_fingerprint,
-        tokenizer_fingerprint=message.tokenizer_fingerprint,
+        protocol_version=printable(message.protocol_version),
+        server_version=printable(message.server_version),
+        model_name=printable(message.model_name),
+        model_fingerprint=printable(message.model_fingerprint),
+        tokenizer_fingerprint=printable(message.tokenizer_fingerprint),
         vocab_size=message.vocab_size,
-        dtype=message.dtype,
-        cache_dtype=message.cache_dtype,
-        checkpoint_dtype=message.checkpoint_dtype,
-        device=message.device,
+        dtype=printable(message.dtype),
+        cache_dtype=printable(message.cache_dtype),
+        checkpoint_dtype=printable(message.checkpoint_dtype),
+        device=printable(message.device),
         context_length=message.context_length,
         eos_token_ids=tuple(message.eos_token_ids),
         max_sessions=message.limits.max_sessions,
@@ -55,6 +58,10 @@ def info_from_proto(message: pb.ServerInfo) -> ServerInfo:
         cache_tokens=message.limits.cache_tokens,
         max_message_bytes=message.limits.max_message_bytes,
         idle_session_seconds=message.limits.idle_session_seconds,
-        precision=dict(message.precision),
-        environment=dict(message.environment),
+        precision=_printable(message.precision),
+        environment=_printable(message.environment),
     )
+
+
+def _printable(texts: Mapping[str, str]) -> dict[str, str]:
+    return {printable(key): printable(value) for key, value in texts.items()}
