@@ -81,11 +81,11 @@ BY_CODE: Mapping[grpc.StatusCode, tuple[type[OutriderError], str]] = {
 def error_from_call(error: grpc.RpcError, address: str, *, begun: bool = False) -> OutriderError:
     """Returns the error of ours for a failed call; the server's own reason comes first.
 
-    `begun` says that answers had come already.
+    `begun` says that answers had come already. What the server says is made one printable line.
     """
     if not isinstance(error, grpc.Call):
         return UnavailableError(f"server {address}: {error}")
-    details = " ".join((error.details() or "").split())
+    details = wire.printable(" ".join((error.details() or "").split()))
     trailers = dict(error.trailing_metadata() or ())
     packed = trailers.get(_DETAILS_TRAILER)
     message = f"server {address}: {details}"

@@ -57,10 +57,16 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """Says that the server has the session, with the bytes of asking; 0 where a round had them."""
+    """Says that the server has the session, with the bytes of asking; 0 where a round had them.
+
+    `reconnects` and `lost_ns` are what happened while it was waited for, with nothing in
+    flight; losses while a draft is in flight belong to its Answer.
+    """
 
     bytes_up: int
     bytes_down: int
+    reconnects: int = 0
+    lost_ns: int = 0
 
 
 class VerifyStream(Protocol):

@@ -8,6 +8,7 @@ from common.config import NetworkSection
 from common.errors import (
     DeadlineError,
     HandshakeError,
+    InternalError,
     InvalidRequestError,
     OutriderError,
     OverloadedError,
@@ -36,6 +37,10 @@ class Patience:
 
     An outage begins with the first failure and ends with the first answer, whatever
     generations it touches: one that follows a given-up one tries once and no more.
+
+    A step that fails inside a server (InternalError) may be that server's own trouble, or a
+    fault of ours that every server has: it is asked again as often as there are other servers,
+    each of which has its turn, and then told as it is.
     """
 
     def __init__(
@@ -48,11 +53,13 @@ class Patience:
         self._dice = dice
         self._lost_ns: int | None = None
         self._failures = 0
+        self._faults = 0  # of them, steps that failed inside a server
 
     def answered(self) -> None:
         """Ends the outage."""
         self._lost_ns = None
         self._failures = 0
+        self._faults = 0
 
     def wait_s(self, error: OutriderError, deadline_ns: int | None) -> float:
         """Returns the seconds to wait before the next attempt.
@@ -63,6 +70,7 @@ class Patience:
         now = self._clock()
         if deadline_ns is not None and now >= deadline_ns:
             raise self.late() from error
+        self._faults += isinstance(error, InternalError)
         if not self._may_pass(error):
             self.answered()  # the outage is over: somebody said no
             raise error
@@ -91,6 +99,8 @@ class Patience:
     def _may_pass(self, error: OutriderError) -> bool:
         if isinstance(error, ServiceError) and error.passing:
             return True
+        if isinstance(error, InternalError):
+            return self._faults < self._servers
         return self._lost_ns is not None and self._servers > 1 and isinstance(error, _MISFITS)
 
     def _given_up(self, error: OutriderError, lost_s: float) -> OutriderError:

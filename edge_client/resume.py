@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from common.config import NetworkSection
-from common.errors import OutriderError, ServiceError
+from common.errors import OutriderError
 from common.types import Draft, GenerateMode, OpenSession, Outcome, ServerInfo
 from edge_client.link import Answer, Clock, Opened, Piece, Server, VerifyStream
 from edge_client.patience import Patience
@@ -73,11 +73,11 @@ class ResilientCloud:
 
     def info(self) -> ServerInfo:
         """Asks what the server is, each of them once until one answers; raises the first error."""
-        failed: ServiceError | None = None
+        failed: OutriderError | None = None
         for _ in range(len(self._addresses)):
             try:
                 info = self._server.info()
-            except ServiceError as error:
+            except OutriderError as error:
                 failed = failed or error
                 self._move_on()
             else:
@@ -174,7 +174,7 @@ class ResilientCloud:
         while True:
             try:
                 response = ask(self._server)
-            except ServiceError as error:
+            except OutriderError as error:
                 self.recover(error, deadline_ns)
             else:
                 self._patience.answered()
@@ -216,6 +216,7 @@ class ResumingStream:
         self._flights: deque[_Flight] = deque()
         self._held = [*opening.prompt_token_ids, *opening.generated_token_ids]
         self._reconnects = 0
+        self._reopened_ns = 0
         self._left = stack.enter_context(ExitStack())
         self._stream = cloud.enter(opening, self._left, deadline_ns)
 
@@ -226,8 +227,14 @@ class ResumingStream:
         self._stream.send(draft)
 
     def opened(self) -> Opened:
-        """Waits until a server has the session."""
-        return self._ask(lambda stream: stream.opened())
+        """Waits until a server has the session; losses on the way are in it."""
+        started_ns = self._clock()
+        opened = self._ask(lambda stream: stream.opened())
+        if self._flights:
+            return opened  # the verdicts in flight tell what was lost
+        reconnects = self._take_reconnects()
+        lost_ns = self._reopened_ns - started_ns if reconnects else 0
+        return replace(opened, reconnects=reconnects, lost_ns=lost_ns)
 
     def arrived(self) -> bool:
         """Whether a verdict, or the loss of its stream, is here already."""
@@ -238,9 +245,13 @@ class ResumingStream:
         answer = self._ask(lambda stream: stream.receive())
         flight = self._flights.popleft()
         self._take(flight.draft, answer)
-        reconnects, self._reconnects = self._reconnects, 0
         lost_ns = flight.last_ns - flight.first_ns
-        return replace(answer, reconnects=reconnects, lost_ns=lost_ns)
+        return replace(answer, reconnects=self._take_reconnects(), lost_ns=lost_ns)
+
+    def _take_reconnects(self) -> int:
+        """Returns the reconnects that nobody was told of yet."""
+        reconnects, self._reconnects = self._reconnects, 0
+        return reconnects
 
     def _take(self, draft: Draft, answer: Answer) -> None:
         verdict = answer.verdict
@@ -268,6 +279,7 @@ class ResumingStream:
         opening = replace(self._opening, generated_token_ids=tuple(self._held[prompt_length:held]))
         self._stream = self._cloud.enter(opening, self._left, self._deadline_ns)
         self._reconnects += 1
+        self._reopened_ns = self._clock()
         for flight in self._flights:
             flight.last_ns = self._clock()
             self._stream.send(flight.draft)

@@ -130,6 +130,7 @@ RECASTS: Mapping[tuple[str, str], Recast] = {
         (
             *(e for e in errors.leaves(errors.ServiceError) if getattr(e, "passing", False)),
             *patience._MISFITS,
+            errors.InternalError,
         ),
         "attempts go on for what may pass, and with several servers for what another may not have",
     ),
@@ -137,7 +138,7 @@ RECASTS: Mapping[tuple[str, str], Recast] = {
 """(module, expression that is called)."""
 
 NOT_MADE: Mapping[tuple[str, str], str] = {
-    ("common/wire.py", "_BY_REASON"): "rebuilds what a server made, which has its own row",
+    ("common/wire/errors.py", "_BY_REASON"): "rebuilds what a server made, which has its own row",
     ("edge_client/patience.py", "_MISFITS"): "is compared with, and part of RECASTS",
     ("cloud_server/metrics.py", "leaves"): "counts errors by reason",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -84,6 +84,34 @@ def test_there_and_back(
 ) -> None:
     message = there(value)
     assert back(type(message).FromString(message.SerializeToString())) == value
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("\x1b[2Jgone", r"\x1b[2Jgone"),
+        ("two\nlines\r", r"two\nlines\r"),
+        ("\x9b31m \x07 \x00", r"\x9b31m \x07 \x00"),
+        ("back\u202ewards", r"back\u202ewards"),
+        ("", ""),
+        (r"C:\new Größe 模型 🙂", r"C:\new Größe 模型 🙂"),
+    ],
+)
+def test_what_a_server_says_of_itself_may_be_printed(said: str, shown: str) -> None:
+    texts = {key: said for key, value in asdict(INFO).items() if isinstance(value, str)}
+    given = replace(INFO, **texts, precision={said: said}, environment={said: said})  # type: ignore[arg-type]
+    back = wire.info_from_proto(wire.info_to_proto(given))
+    assert {getattr(back, key) for key in texts} == {shown}
+    assert back.precision == back.environment == {shown: shown}
+
+
+@given(st.text())
+def test_a_printable_text_is_one_line_that_no_terminal_obeys(text: str) -> None:
+    shown = wire.printable(text)
+    assert shown.isprintable()
+    assert wire.printable(shown) == shown
+    assert len(shown.splitlines()) <= 1
+    assert shown == text or not text.isprintable()
 
 
 @pytest.mark.parametrize("mode", GenerateMode)

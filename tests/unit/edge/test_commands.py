@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from edge_client.cli import main
 from tests.models import Pair
-from tests.unit.edge.test_transport import Servicer, serving
+from tests.unit.edge.pair import server_info
+from tests.unit.edge.test_transport import Servicer, refuse, serving
 
 
 @pytest.fixture
@@ -59,6 +61,24 @@ def test_two_precisions_are_refused_and_both_named(
     argv = ["--server", address, "--draft", str(tiny_pair.draft), "--prompt", "p"]
     assert main(["generate", *argv, "--set", "edge.dtype=bfloat16"]) == 2
     assert "client bfloat16, server float32" in capsys.readouterr().err
+
+
+def test_a_server_does_not_reach_the_terminal_of_its_user(
+    tiny_pair: Pair, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servicer = Servicer()
+    with serving(servicer) as address:
+        argv = ["--server", address, "--draft", str(tiny_pair.draft), "--prompt", "p"]
+        evil = server_info(dtype="\x1b[2Jfloat\n64")
+        monkeypatch.setattr("tests.unit.edge.test_transport.server_info", lambda: evil)
+        assert main(["generate", *argv]) == 2
+        servicer.fail = refuse(grpc.StatusCode.INTERNAL, "\x1b]0;title\x07\nmore")
+        assert main(["ping", "--server", address]) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert all(line.isprintable() for line in said)
+    assert r"server \x1b[2Jfloat\n64" in said[0]
+    assert r"\x1b]0;title\x07 more" in said[1]
 
 
 def test_a_bench_of_the_edge_alone_needs_no_server(

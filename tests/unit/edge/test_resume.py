@@ -247,6 +247,28 @@ def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_
     assert again == replace(first, generated_token_ids=TRUTH[:3])
 
 
+@pytest.mark.parametrize("losses", [0, 1, 3])
+def test_losses_while_nothing_is_in_flight_are_told_with_the_opening(losses: int) -> None:
+    world, time = World(deque([UnavailableError("gone")] * losses)), Time()
+    with resilient(world, time).open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as stream:
+        time.now += SECOND  # of drafting: nobody waits for the server yet
+        opened = stream.opened()
+        assert opened == Opened(3, 2, losses, round(sum(time.slept) * SECOND))
+        time.now += SECOND
+        stream.send(Draft(1, 3, 0, TRUTH[:2]))
+        answer = stream.receive()
+    assert (answer.reconnects, answer.lost_ns) == (0, 0)  # told once
+
+
+def test_losses_while_a_draft_is_in_flight_are_told_with_its_verdict_alone() -> None:
+    world, time = World(deque([UnavailableError("gone")])), Time()
+    with resilient(world, time).open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as stream:
+        stream.send(Draft(1, 3, 0, TRUTH[:2]))
+        assert stream.opened() == Opened(3, 2)
+        answer = stream.receive()
+    assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
+
+
 def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
     for dice, factor in ((0.0, 0.5), (1.0, 1.0)):
         world, time = World(deque([UnavailableError("gone")] * 18)), Time()
@@ -310,14 +332,64 @@ def test_a_deadline_ends_it_whatever_the_patience(name: str) -> None:
     assert allowed == sorted(allowed, reverse=True)  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize(
-    "error", [RefusedError("no"), InvalidRequestError("bad"), InternalError("bug")]
-)
+@pytest.mark.parametrize("error", [RefusedError("no"), InvalidRequestError("bad")])
 def test_what_cannot_pass_is_not_asked_again(error: OutriderError) -> None:
     world, time = World(deque([None, error])), Time()
     with pytest.raises(type(error)):
         run(arm("speculative", resilient(world, time, "a", "b"), time))
     assert time.slept == []
+
+
+@pytest.mark.parametrize("name", ["speculative", "cloud", "cloud_optimized"])
+def test_a_step_that_failed_in_one_server_is_asked_once_of_each_other(name: str) -> None:
+    world, time = World(deque([None, InternalError("a"), InternalError("b")])), Time()
+    assert tokens(run(arm(name, resilient(world, time, *"abc"), time))) == TRUTH
+    assert [address for address, _, _ in world.openings] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("servers", [1, 2, 3])
+@pytest.mark.parametrize("name", ["speculative", "cloud"])
+def test_a_step_that_fails_in_every_server_is_raised_when_each_has_said_so(
+    name: str, servers: int
+) -> None:
+    world, time = World(deque([None] + [InternalError(each) for each in "abcd"])), Time()
+    with pytest.raises(InternalError, match=f"^{'abc'[servers - 1]}$"):
+        run(arm(name, resilient(world, time, *"abc"[:servers]), time))
+    assert len(time.slept) == servers - 1
+
+
+@given(
+    st.lists(
+        st.sampled_from([None, InternalError("bug"), InternalError("bug"), UnavailableError("x")]),
+        max_size=40,
+    ),
+    st.integers(1, 3),
+)
+def test_as_many_failed_steps_as_servers_with_no_answer_between_end_a_text_and_no_fewer(
+    fates: list[OutriderError | None], servers: int
+) -> None:
+    world, time = World(deque(fates)), Time()
+    cloud = resilient(world, time, *"abc"[:servers], reconnect_s=1e6)
+    failed = False
+    try:
+        assert tokens(run(arm("speculative", cloud, time))) == TRUTH
+    except InternalError:
+        failed = True
+    runs = [0]
+    for fate in fates[: len(fates) - len(world.fates)]:
+        runs.append(0 if fate is None else runs[-1] + isinstance(fate, InternalError))
+    assert failed == (max(runs) == servers)
+    assert max(runs) <= servers
+
+
+def test_a_failed_step_of_the_server_is_asked_elsewhere_outside_of_texts_too() -> None:
+    world, time = World(deque([InternalError("a"), None, InternalError("b")])), Time()
+    cloud = resilient(world, time, *"abc")
+    assert cloud.info() == server_info()
+    assert cloud.address == "b"
+    assert cloud.echo(b"") == (4, 2)
+    assert cloud.echo(b"") == (4, 2)
+    assert cloud.address == "c"
 
 
 def test_a_server_that_does_not_fit_is_passed_over_when_there_are_others() -> None:

@@ -280,6 +280,21 @@ def test_a_reason_of_ours_is_raised_as_the_server_raised_it(
         assert str(caught.value) == f"server {cloud.address}: {error}"
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_a_server_says_is_one_line_that_no_terminal_obeys(
+    cloud: CloudConnection, servicer: Servicer, ours: bool
+) -> None:
+    said = "a\x1b[2J\x1b]0;title\x07 b\r\nc \x9b31m\u202ed"
+    details = wire.error_details(HandshakeError(said)) if ours else None
+    servicer.fail = refuse(grpc.StatusCode.FAILED_PRECONDITION, said, details)
+    for call in (cloud.info, lambda: first_verdict(cloud)):
+        with pytest.raises(HandshakeError) as caught:
+            call()
+        message = str(caught.value)
+        assert message.isprintable()
+        assert r"a\x1b[2J\x1b]0;title\x07 b c \x9b31m\u202ed" in message
+
+
 @pytest.mark.parametrize("trailer", [b"", b"\xff\xff\xff"])
 def test_details_of_others_are_passed_over(
     cloud: CloudConnection, servicer: Servicer, trailer: bytes

@@ -1,0 +1,53 @@
+"""The cloud arms, to protobuf and back: what is asked of them, and the pieces of their output."""
+
+from __future__ import annotations
+
+from common.errors import InvalidRequestError
+from common.types import EXACT, GeneratedTokens, GenerateMode, OpenSession
+from common.wire.fields import (
+    FINISH_REASONS,
+    WireLimits,
+    lookup,
+    timing_from_proto,
+    timing_to_proto,
+)
+from common.wire.opening import open_from_proto, open_to_proto
+from outrider.v1 import verifier_pb2 as pb
+
+_MODES: dict[GenerateMode, pb.GenerateMode] = {
+    GenerateMode.STOCK: pb.GENERATE_MODE_STOCK,
+    GenerateMode.OPTIMIZED: pb.GENERATE_MODE_OPTIMIZED,
+}
+
+
+def generate_to_proto(mode: GenerateMode, opening: OpenSession) -> pb.GenerateRequest:
+    """Converts a request for a cloud arm."""
+    return pb.GenerateRequest(mode=_MODES[mode], open=open_to_proto(opening))
+
+
+def generate_from_proto(
+    message: pb.GenerateRequest, limits: WireLimits
+) -> tuple[GenerateMode, OpenSession]:
+    """Converts and validates a request for a cloud arm."""
+    opening = open_from_proto(message.open, limits)
+    if opening.verification != EXACT:
+        raise InvalidRequestError("open.verification is set; a cloud arm verifies nothing")
+    return lookup("mode", _MODES, message.mode), opening
+
+
+def generated_to_proto(tokens: GeneratedTokens) -> pb.GenerateResponse:
+    """Converts a piece of a cloud arm's output."""
+    return pb.GenerateResponse(
+        token_ids=tokens.token_ids,
+        finish_reason=FINISH_REASONS[tokens.finish_reason],
+        timing=timing_to_proto(tokens.timing),
+    )
+
+
+def generated_from_proto(message: pb.GenerateResponse) -> GeneratedTokens:
+    """Converts a piece of a cloud arm's output."""
+    return GeneratedTokens(
+        token_ids=tuple(message.token_ids),
+        finish_reason=lookup("finish_reason", FINISH_REASONS, message.finish_reason),
+        timing=timing_from_proto(message.timing),
+    )
