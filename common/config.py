@@ -123,7 +123,7 @@ class GateSection(Section):
 class NetworkSection(Section):
     """Configures the way between the two ends; one timeout a phase."""
 
-    pipeline: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    pipeline: Annotated[int, Field(ge=0, le=32)] | Literal["auto"] = "auto"  # drafts sent ahead
     run_ahead: bool = False
     connect_timeout_s: Seconds = 10.0  # to reach a server
     round_timeout_s: Seconds = 60.0  # for one answer
@@ -175,7 +175,6 @@ class Config(Section):
 # are refused by name, so that nobody measures something else than they asked for.
 _BUILT: Mapping[str, tuple[object, ...]] = {
     "engine.compile": ("auto", "off"),
-    "network.pipeline": ("auto", 0),
     "network.run_ahead": (False,),
     "limits.edge.cpu_cores": (None,),
     "limits.edge.memory_gb": (None,),
@@ -204,10 +203,7 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
         raise ConfigError(_explain(error)) from None
     _refuse_unbuilt(config)
     _refuse_half_an_identity(config.security)
-    if config.gate.kind != "none" and config.gate.threshold is None:
-        raise ConfigError(
-            f"gate.kind = {config.gate.kind!r} needs gate.threshold; set it to a number"
-        )
+    _refuse_half_a_gate(config)
     return config
 
 
@@ -273,10 +269,18 @@ def _refuse_unbuilt(config: Config) -> None:
                 f"configuration key {key!r} = {value!r} is not available in this version; "
                 f"use {choices}"
             )
-    if config.drafting.length == "adaptive":
+
+
+def _refuse_half_a_gate(config: Config) -> None:
+    gate, pipeline = config.gate, config.network.pipeline
+    if gate.kind == "none":
+        return
+    if gate.threshold is None:
+        raise ConfigError(f"gate.kind = {gate.kind!r} needs gate.threshold; set it to a number")
+    if pipeline != "auto" and pipeline:
         raise ConfigError(
-            "configuration key 'drafting.length' = 'adaptive' is not available in this version; "
-            "use a whole number"
+            f"network.pipeline = {pipeline} sends drafts ahead, and gate.kind = {gate.kind!r} "
+            "decides of each whether it is sent at all; set network.pipeline to 0 or auto"
         )
 
 

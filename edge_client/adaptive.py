@@ -9,8 +9,10 @@ from statistics import median
 from edge_client.expectation import Situation, drafts_ahead, tokens_a_second
 from edge_client.loop import Step
 
-FIRST_LENGTH = 4
-"""Tokens drafted while nothing is known."""
+MOST_ADAPTIVE = 32
+"""The longest draft that is considered."""
+FIRST_DRAFT_S = 0.004
+"""How long a draft may take to make while the link is not known: about what a target takes."""
 MOST_AHEAD = 32
 """Half of what a server remembers to answer again."""
 RECENT = 7
@@ -19,7 +21,7 @@ FORGETTING = 0.98
 """What a round counts for beside the one after it, in acceptance and the server's times."""
 GUESSED_ACCEPTANCE, ITS_WEIGHT = 0.7, 2.0
 """Of guesses at large, before any was judged, and for how many judged ones that counts."""
-POOLED_WEIGHT = 6.0
+POOLED_WEIGHT = 20.0
 """For how many guesses at a position those at all others count."""
 
 
@@ -36,8 +38,10 @@ class AdaptivePace:
         self._server = _Line()
         self._draft_s: deque[float] = deque(maxlen=RECENT)
         self._network_s: deque[float] = deque(maxlen=RECENT)
-        self._length = min(self._lengths, key=lambda length: abs(length - FIRST_LENGTH))
-        self._ahead = ahead or 0
+        self._rounds = 0
+        # At first asks at once for what the target itself would say, and drafts on meanwhile.
+        self._length = self._lengths[0]
+        self._ahead = MOST_AHEAD if ahead is None else ahead
 
     @property
     def ahead(self) -> int:
@@ -48,15 +52,27 @@ class AdaptivePace:
         """Returns the draft length of the next round, at least 0."""
         return max(0, min(self._length, remaining - 1))
 
+    def drafted(self, tokens: int, spent_ns: int) -> None:
+        """Takes note of how long guesses took."""
+        if not tokens:
+            return
+        self._draft_s.append(spent_ns / tokens / 1e9)
+        if not self._rounds:
+            fitting = FIRST_DRAFT_S / median(self._draft_s) - 1  # 1: the assumed bonus token
+            self._length = max(
+                (length for length in self._lengths if length <= fitting), default=self._lengths[0]
+            )
+
     def learn(self, step: Step) -> None:
         """Takes note of a round; what was overtaken or mended tells nothing."""
-        if step.num_guessed_tokens and step.draft_ns is not None:
-            self._draft_s.append(step.draft_ns / step.num_guessed_tokens / 1e9)
         if not step.token_ids or step.timing is None or step.elapsed_ns is None:
             return
         drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
         self._acceptance.add(drafted, accepted)
         self._network_s.append((step.elapsed_ns - step.timing.total_ns) / 1e9)
+        self._rounds += 1
+        if self._rounds == 2:
+            self._server = _Line()  # the first round waited for the prompt
         own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
         self._server.add(drafted + 1, own_ns / 1e9)
         self._choose()
@@ -82,7 +98,7 @@ class AdaptivePace:
         def aheads(length: int) -> tuple[int, ...]:
             if self._given_ahead is not None:
                 return (self._given_ahead,)
-            return 0, drafts_ahead(situation, length, MOST_AHEAD)
+            return drafts_ahead(situation, length, MOST_AHEAD)
 
         _, self._length, self._ahead = max(
             (tokens_a_second(situation, length, ahead), length, ahead)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from common import wire
 from common.config import Config, DecodingSection
-from common.errors import ConfigError
 from common.types import (
     Peer,
     SamplingParams,
@@ -19,7 +18,8 @@ from common.types import (
     VerificationParams,
 )
 from edge_client.arms import Arm, Drafting, build_arms
-from edge_client.draft_length import FixedPace
+from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.draft_length import FixedPace, Pace
 from edge_client.drafter import Drafter, EdgeModel
 from edge_client.policy import Doubt, DraftPolicy, Gate
 from edge_client.resume import ResilientCloud
@@ -116,15 +116,26 @@ def stop_params(decoding: DecodingSection) -> StopParams:
     )
 
 
+def _pace(config: Config, server: ServerInfo | None) -> Pace:
+    asked, pipeline = config.drafting.length, config.network.pipeline
+    most = MOST_ADAPTIVE if server is None else server.max_draft_tokens
+    if config.gate.kind != "none":
+        pipeline = 0
+    if asked == "adaptive":
+        lengths: Sequence[int] = range(min(most, MOST_ADAPTIVE) + 1)
+    elif pipeline == "auto":
+        lengths = (asked,)
+    else:
+        return FixedPace(asked, asked if server is None else most, pipeline)
+    return AdaptivePace(lengths, most, None if pipeline == "auto" else pipeline)
+
+
 def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
     drafting, gate = config.drafting, config.gate
-    if drafting.length == "adaptive":
-        raise ConfigError("drafting.length = 'adaptive' is not available; use a whole number")
-    most = drafting.length if server is None else server.max_draft_tokens
     verification = verification_params(config)
     drawn = verification.mode is VerificationMode.REJECTION
     return Drafting(
-        FixedPace(drafting.length, most),
+        lambda: _pace(config, server),
         DraftPolicy(
             candidates=drafting.candidates if drawn else None,
             min_confidence=drafting.confidence_threshold if drafting.stop == "confidence" else 0.0,

@@ -59,9 +59,12 @@ class Arm(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Drafting:
-    """States how many guesses are made a round, how, and by which rule they are judged."""
+    """States how many guesses are made a round, how, and by which rule they are judged.
 
-    pace: Pace
+    Each text has a pace of its own, which `pace` makes: no run learns from another.
+    """
+
+    pace: Callable[[], Pace]
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
 
@@ -190,7 +193,7 @@ class Speculative:
                 self.drafter,
                 stream,
                 stopper,
-                self.drafting.pace,
+                self.drafting.pace(),
                 self.drafting.policy,
                 request.sampling,
                 self.clock,

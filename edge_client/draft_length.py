@@ -21,6 +21,10 @@ class Pace(Protocol):
         """Returns how many tokens to draft when the output may have `remaining` more."""
         ...
 
+    def drafted(self, tokens: int, spent_ns: int) -> None:
+        """Takes note of how long guesses took."""
+        ...
+
     def learn(self, step: Step) -> None:
         """Takes note of what a verdict said and how long everything took."""
         ...
@@ -42,6 +46,9 @@ class FixedPace:
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""
         return max(0, min(self.length, self.max_draft_tokens, remaining - 1))
+
+    def drafted(self, tokens: int, spent_ns: int) -> None:
+        """Learns nothing."""
 
     def learn(self, step: Step) -> None:
         """Learns nothing."""

@@ -14,11 +14,12 @@ a round that is waited for takes
 Sent ahead, drafts form a chain that lasts while every guess and every assumed bonus token is
 right: a link of it with probability s = S_{γ+1}. Within a chain a verdict comes every
 
-    I = max((γ + 1) d, T(γ + 1), L / (1 + ahead)),
+    I = max((γ + 1) d, T(γ + 1), (L + d) / (1 + ahead)),
 
 the slowest of drafting, verifying and what may be under way; the first of each chain takes L, and
-a draft token more where drafting is interrupted: half of one on average, all that is left
-of it where the verdict comes before the first is made. Over a whole chain of 1 / (1 - s) links,
+w more where the verdict that ends it interrupts the draft model, which finishes the token in
+hand: half of d on average, all that is left of it where the verdict comes before the first is made,
+nothing where all that may be sent ahead is made by then. Over a whole chain of 1 / (1 - s) links,
 
     E(γ) / ((1 - s) (L + w) + s I).
 """
@@ -73,18 +74,23 @@ def tokens_a_second(situation: Situation, length: int, ahead: int) -> float:
         return expected / latency
     unbroken = situation.survival(length + 1)[-1]
     interval = max(
-        (length + 1) * situation.draft_s, situation.server_s(length + 1), latency / (1 + ahead)
+        (length + 1) * situation.draft_s,
+        situation.server_s(length + 1),
+        (latency + situation.draft_s) / (1 + ahead),
     )
     away = situation.network_s + situation.server_s(length + 1)
-    lost = max(situation.draft_s - away, situation.draft_s / 2)
+    busy = ahead * (length + 1) * situation.draft_s > away
+    lost = max(situation.draft_s - away, situation.draft_s / 2) if busy else 0.0
     return expected / ((1 - unbroken) * (latency + lost) + unbroken * interval)
 
 
-def drafts_ahead(situation: Situation, length: int, most: int) -> int:
-    """Returns how many drafts are made while one is away: what keeps the draft model busy."""
+def drafts_ahead(situation: Situation, length: int, most: int) -> tuple[int, ...]:
+    """Returns what is worth trying: stop and wait, and what keeps the draft model just busy."""
     away = situation.network_s + situation.server_s(length + 1)
     making = (length + 1) * situation.draft_s
-    return most if making * most <= away else max(1, math.ceil(away / making))
+    if making * most <= away:
+        return 0, most
+    return 0, max(1, math.floor(away / making)), math.ceil(away / making)
 
 
 def alone(situation: Situation) -> float:

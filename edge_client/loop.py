@@ -120,6 +120,7 @@ def speculate(
             )
             drafting.append((started, clock()))
             guessed += len(drafted.token_ids)
+            pace.drafted(len(drafted.token_ids), drafting[-1][1] - started)
             if drafted.sure:
                 yield _unasked(session, stopper, stream, drafted, drafting)
                 drafting, guessed = [], 0
@@ -180,6 +181,8 @@ def _unasked(
         bytes_up=None if opened is None else opened.bytes_up,
         bytes_down=None if opened is None else opened.bytes_down,
         asked=False,
+        reconnects=None if opened is None else opened.reconnects,
+        lost_ns=None if opened is None else opened.lost_ns,
         drafting=tuple(drafting),
         num_guessed_tokens=len(drafted.token_ids),
     )

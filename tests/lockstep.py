@@ -219,6 +219,8 @@ class Length:
     def next(self, remaining: int) -> int:
         return self.tokens
 
+    def drafted(self, tokens: int, spent_ns: int) -> None: ...
+
     def learn(self, step: Step) -> None: ...
 
 

@@ -20,6 +20,7 @@ def draft_to_proto(draft: Draft) -> pb.VerifyRequest:
         epoch=draft.epoch,
         confirmed_token_ids=draft.confirmed_token_ids,
         draft_token_ids=draft.token_ids,
+        assumed_bonus_token_id=draft.assumed_bonus_token_id,
         **_distributions_to_proto(draft.distributions),
     )
 
@@ -47,6 +48,10 @@ def draft_from_proto(message: pb.VerifyRequest, limits: WireLimits) -> Draft:
             f"draft_token_ids holds {len(message.draft_token_ids)} tokens; "
             f"this server takes at most {limits.max_draft_tokens} a round"
         )
+    assumed = None
+    if message.HasField("assumed_bonus_token_id"):
+        given = (message.assumed_bonus_token_id,)
+        (assumed,) = token_ids_within("assumed_bonus_token_id", given, limits)
     return Draft(
         step_id=message.step_id,
         position=message.position,
@@ -56,6 +61,7 @@ def draft_from_proto(message: pb.VerifyRequest, limits: WireLimits) -> Draft:
             "confirmed_token_ids", message.confirmed_token_ids, limits
         ),
         distributions=_distributions_from_proto(message, limits),
+        assumed_bonus_token_id=assumed,
     )
 
 

@@ -154,7 +154,7 @@ class SessionOpened(_message.Message):
     def __init__(self, position: _Optional[int] = ..., context_length: _Optional[int] = ...) -> None: ...
 
 class VerifyRequest(_message.Message):
-    __slots__ = ("step_id", "position", "epoch", "confirmed_token_ids", "draft_token_ids", "candidate_counts", "candidate_token_ids", "candidate_weights")
+    __slots__ = ("step_id", "position", "epoch", "confirmed_token_ids", "draft_token_ids", "candidate_counts", "candidate_token_ids", "candidate_weights", "assumed_bonus_token_id")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class VerifyRequest(_message.Message):
     CANDIDATE_COUNTS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    ASSUMED_BONUS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     position: int
     epoch: int
@@ -171,7 +172,8 @@ class VerifyRequest(_message.Message):
     candidate_counts: _containers.RepeatedScalarFieldContainer[int]
     candidate_token_ids: _containers.RepeatedScalarFieldContainer[int]
     candidate_weights: bytes
-    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., epoch: _Optional[int] = ..., confirmed_token_ids: _Optional[_Iterable[int]] = ..., draft_token_ids: _Optional[_Iterable[int]] = ..., candidate_counts: _Optional[_Iterable[int]] = ..., candidate_token_ids: _Optional[_Iterable[int]] = ..., candidate_weights: _Optional[bytes] = ...) -> None: ...
+    assumed_bonus_token_id: int
+    def __init__(self, step_id: _Optional[int] = ..., position: _Optional[int] = ..., epoch: _Optional[int] = ..., confirmed_token_ids: _Optional[_Iterable[int]] = ..., draft_token_ids: _Optional[_Iterable[int]] = ..., candidate_counts: _Optional[_Iterable[int]] = ..., candidate_token_ids: _Optional[_Iterable[int]] = ..., candidate_weights: _Optional[bytes] = ..., assumed_bonus_token_id: _Optional[int] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("step_id", "epoch", "outcome", "position", "accepted_count", "next_token_id", "finish_reason", "timing")

@@ -146,6 +146,22 @@ class TargetSessionMachine(RuleBasedStateMachine):
         assert self.send(stale).outcome is Outcome.STALE
         assert self.session.history == before
 
+    @rule(offset=st.integers(-3, 3), assumed=st.integers(0, VOCAB - 1))
+    def send_ahead(self, offset: int, assumed: int) -> None:
+        """Runs only what stands exactly where the session ends, after the token it assumes."""
+        held = self.session.position
+        position = max(len(PROMPT), held + offset)
+        fits = position == held and self.session.history[-1] == assumed
+        before, read, epoch = list(self.session.history), self.read, self.session.epoch
+        draft = replace(self.new_draft(position, [1]), assumed_bonus_token_id=assumed)
+        verdict = self.send(draft)
+        if verdict.outcome is Outcome.VERIFIED:
+            assert fits
+            return
+        assert (verdict.outcome, verdict.position) == (Outcome.STALE, held)
+        assert not fits or self.session.finished
+        assert (self.session.history, self.read, self.session.epoch) == (before, read, epoch)
+
     @rule(position=st.integers(0, len(PROMPT) - 1))
     def reach_into_the_prompt(self, position: int) -> None:
         before = list(self.session.history)

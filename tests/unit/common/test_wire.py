@@ -63,7 +63,11 @@ CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
     (Draft(1, 2, 3, (4, 5), distributions=(
         DraftDistribution((4, 9), (MAX_WEIGHT, 1)), DraftDistribution((5,), (258,)))),
      wire.draft_to_proto, lambda m: wire.draft_from_proto(m, LIMITS)),
-    (Draft(1, 2, 3), wire.draft_to_proto, lambda m: wire.draft_from_proto(m, LIMITS)),
+    *(
+        (Draft(1, 2, 3, assumed_bonus_token_id=assumed), wire.draft_to_proto,
+         lambda m: wire.draft_from_proto(m, LIMITS))
+        for assumed in (None, 0, 99)
+    ),
     *(
         (Verdict(1, 2, outcome, 3, 4, next_token, reason, TIMING), wire.verdict_to_proto,
          wire.verdict_from_proto)
@@ -323,6 +327,22 @@ def test_a_drafted_token_takes_three_bytes_and_the_list_two_more(
     bare = wire.draft_to_proto(Draft(1, 1000, 3)).ByteSize()
     full = wire.draft_to_proto(Draft(1, 1000, 3, tuple(tokens))).ByteSize()
     assert full - bare <= 2 + 3 * len(tokens)
+
+
+@given(
+    st.lists(st.integers(0, 151_935), max_size=64),
+    st.integers(1, 2**20),
+    st.integers(1, 2**20),
+    st.integers(0, 2**20),
+    st.none() | st.integers(0, 151_935),
+)
+def test_a_round_takes_four_bytes_a_drafted_token_and_twenty_four_more(
+    tokens: list[int], step_id: int, position: int, epoch: int, assumed: int | None
+) -> None:
+    """Whatever the numbers come to within a million steps."""
+    draft = Draft(step_id, position, epoch, tuple(tokens), assumed_bonus_token_id=assumed)
+    message = pb.SessionRequest(verify=wire.draft_to_proto(draft))
+    assert message.ByteSize() <= 24 + 4 * len(tokens)
 
 
 @given(

@@ -124,7 +124,11 @@ def test_bad_usage_is_exit_2(
         (["--temperature", "nan"], "'decoding.temperature'"),
         (["--max-new-tokens", "0"], "'decoding.max_new_tokens' = 0"),
         (["--set", "drafting.lenght=3"], "nearest known one is 'drafting.length'"),
-        (["--set", "drafting.length=adaptive"], "not available in this version"),
+        (["--set", "engine.compile=on"], "not available in this version"),
+        (
+            "--set gate.kind=margin --set gate.threshold=1 --set network.pipeline=2".split(),
+            "set network.pipeline to 0 or auto",
+        ),
         (["--server", "nowhere"], "write it as HOST:PORT"),
         (["--config", "/no/such/file"], "No such file"),
         (["--draft", "/no/such/model"], "no directory /no/such/model"),

@@ -172,7 +172,7 @@ def arm(
         drafter=drafter or ScriptedDrafter(wrong=3),
         cloud=cloud,
         server=server_info(),
-        drafting=Drafting(FixedPace(4, 8)),
+        drafting=Drafting(lambda: FixedPace(4, 8)),
         clock=time,
     )[name]
 
@@ -452,3 +452,13 @@ def test_a_stricter_server_is_passed_over_in_an_outage() -> None:
     )
     assert tokens(run(arm("speculative", resilient(world, time, *"abc"), time))) == TRUTH
     assert [address for address, _, _ in world.openings] == ["a", "b", "c"]
+
+
+def test_losses_of_a_text_that_nobody_was_asked_about_are_in_its_last_step() -> None:
+    world, time = World(deque([UnavailableError("gone")] * 2)), Time()
+    drafter = ScriptedDrafter(sure=lambda guesses: True)
+    steps = run(arm("speculative", resilient(world, time), time, drafter))
+    assert tokens(steps) == TRUTH
+    assert [step.reconnects for step in steps[:-1]] == [None] * (len(steps) - 1)
+    assert steps[-1].reconnects == 2
+    assert steps[-1].lost_ns == round(sum(time.slept) * SECOND)

@@ -1,0 +1,138 @@
+"""The real loop over a link, a draft model and a target that take simulated time."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from common.stopping import Stopper
+from common.types import Draft, OpenSession, SamplingParams, StepTiming, StopParams, Verdict
+from edge_client.draft_length import Pace
+from edge_client.link import Answer
+from edge_client.loop import Step, speculate
+from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
+from edge_client.session import ClientSession
+from tests.unit.edge.pair import GREEDY, PEER, PairedStream
+
+MS = 1_000_000
+PROMPT = (300, 301, 302)
+LONGEST = 5_000
+"""Tokens that prompt, text and guesses come to at most."""
+
+
+def target(tokens: Sequence[int]) -> int:
+    return 1 + (3 * sum(tokens[-2:]) + len(tokens)) % 200
+
+
+@dataclass
+class World:
+    """Is what everything takes, in milliseconds; a function of the time where it changes."""
+
+    draft_ms: float
+    rtt_ms: Callable[[float], float]
+    acceptance: float
+    target_ms: float = 8.0
+    target_token_ms: float = 0.2
+    overhead_ms: float = 0.1
+    now: int = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+    def spend(self, ms: float) -> None:
+        self.now += round(ms * MS)
+
+    def half_trip(self) -> int:
+        return round(self.rtt_ms(self.now / MS) * MS / 2)
+
+
+@dataclass
+class SimulatedStream(PairedStream):
+    """Answers each draft in its turn, and lets the verdict arrive when it would."""
+
+    world: World = field(default_factory=lambda: World(1, lambda _: 1, 1))
+    _due: deque[tuple[int, int, StepTiming]] = field(default_factory=deque)
+    _free_at: int = 0  # when the target has done what it was asked
+    _last_at: int = 0
+
+    def send(self, draft: Draft) -> None:
+        self.world.spend(self.world.overhead_ms)
+        sent, runs_before = self.world.now, self.forwards
+        super().send(draft)
+        arrives = sent + self.world.half_trip()
+        begins = max(arrives, self._free_at)
+        cost = self.world.target_ms + self.world.target_token_ms * (len(draft.token_ids) + 1)
+        computed = round(cost * MS) if self.forwards > runs_before else 0
+        self._free_at = begins + computed
+        timing = StepTiming(
+            queued_ns=begins - arrives, computed_ns=computed, total_ns=self._free_at - arrives
+        )
+        # A link keeps the order, whatever it does to delays.
+        self._last_at = max(self._last_at, self._free_at + self.world.half_trip())
+        self._due.append((sent, self._last_at, timing))
+
+    def arrived(self) -> bool:
+        return bool(self._due) and self._due[0][1] <= self.world.now
+
+    def receive(self) -> Answer:
+        sent, at, timing = self._due.popleft()
+        self.world.now = max(self.world.now, at)
+        verdict = replace(super().receive().verdict, timing=timing)
+        return Answer(verdict, elapsed_ns=at - sent, bytes_up=7, bytes_down=5, received_ns=at)
+
+
+@dataclass
+class SimulatedDrafter:
+    """Is right with the probability of the world, at the same places however it is asked."""
+
+    world: World
+    seed: int
+
+    def __post_init__(self) -> None:
+        chance = random.Random(self.seed)
+        self._luck = [chance.random() for _ in range(LONGEST)]
+
+    def draft(
+        self,
+        history: Sequence[int],
+        count: int,
+        sampling: SamplingParams,
+        *,
+        prompt_length: int,
+        ends: Collection[int] = (),
+        policy: DraftPolicy = PLAIN,
+        interrupted: Callable[[], bool] = never,
+    ) -> Drafted:
+        tokens = list(history)
+        for made in range(count):
+            if made and interrupted():
+                return Drafted(tuple(tokens[len(history) :]), interrupted=True)
+            self.world.spend(self.world.draft_ms)
+            right = self._luck[len(tokens)] < self.world.acceptance
+            tokens.append(target(tokens) if right else 299)
+        return Drafted(tuple(tokens[len(history) :]))
+
+
+def simulate(world: World, pace: Pace, tokens: int, seed: int = 0) -> list[tuple[int, Step]]:
+    """Writes a text; returns its steps and when each came, in nanoseconds."""
+    stop = StopParams(tokens, ())
+    stream = SimulatedStream(OpenSession(PEER, PROMPT, GREEDY, stop), world=world)
+    steps = speculate(
+        ClientSession(PROMPT),
+        SimulatedDrafter(world, seed),
+        stream,
+        Stopper(stop, model_eos=(), room=LONGEST),
+        pace,
+        PLAIN,
+        GREEDY,
+        world,
+    )
+    return [(world.now, step) for step in steps]
+
+
+def rate(world: World, pace: Pace, tokens: int, seed: int = 0) -> float:
+    """Returns tokens a second."""
+    steps = simulate(world, pace, tokens, seed)
+    return sum(len(step.token_ids) for _, step in steps) / (steps[-1][0] / MS) * 1000

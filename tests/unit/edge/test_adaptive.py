@@ -1,0 +1,120 @@
+"""The adaptive pace, in simulated time: near the best fixed one everywhere, and quick to follow."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.draft_length import FixedPace, Pace
+from edge_client.expectation import Situation, alone, tokens_a_second
+from tests.unit.edge import pair
+from tests.unit.edge.simulated import LONGEST, MS, World, rate, simulate, target
+
+TOKENS = 192
+SEEDS = range(2)
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair, "CONTEXT", LONGEST)
+    monkeypatch.setattr(pair, "target", target)
+
+
+def adaptive(ahead: int | None = None) -> AdaptivePace:
+    return AdaptivePace(range(MOST_ADAPTIVE + 1), 64, ahead)
+
+
+def world(draft_ms: float, rtt_ms: float, acceptance: float) -> World:
+    target_ms = 2.5 if draft_ms < 1 else 8.0
+    return World(draft_ms, lambda _: rtt_ms, acceptance, target_ms, target_token_ms=0.1)
+
+
+def mean_rate(draft_ms: float, rtt_ms: float, acceptance: float, pace: Pace | None) -> float:
+    """Returns tokens a second over all seeds; None is the adaptive pace, a fresh one a text."""
+    seconds = sum(
+        1 / rate(world(draft_ms, rtt_ms, acceptance), pace or adaptive(), TOKENS, seed)
+        for seed in SEEDS
+    )
+    return len(SEEDS) / seconds
+
+
+@pytest.mark.parametrize("acceptance", [0.6, 0.9])
+@pytest.mark.parametrize("rtt_ms", [0.3, 20.0, 50.0, 200.0])
+@pytest.mark.parametrize("draft_ms", [0.35, 10.0, 60.0])
+def test_it_is_near_the_best_fixed_setting_found_by_sweep(
+    draft_ms: float, rtt_ms: float, acceptance: float
+) -> None:
+    best = max(
+        mean_rate(draft_ms, rtt_ms, acceptance, FixedPace(length, 64, ahead))
+        for length in (0, 1, 2, 4, 6, 8, 16, 24)
+        for ahead in (0, 3, 32)
+    )
+    assert mean_rate(draft_ms, rtt_ms, acceptance, None) >= 0.95 * best
+
+
+@pytest.mark.parametrize(("before", "after"), [(1.0, 150.0), (150.0, 1.0)])
+def test_it_follows_a_link_that_changes_within_twenty_rounds(before: float, after: float) -> None:
+    """Stop-and-wait, where only the draft length can follow the link."""
+    changed_at = 1_500
+    pace = adaptive(ahead=0)
+    changing = World(2.0, lambda now: before if now < changed_at else after, 0.8)
+    lengths = []
+    for at, step in simulate(changing, pace, 1_500):
+        if at / MS > changed_at:
+            lengths.append(step.num_draft_tokens or 0)
+    settled = adaptive(ahead=0)
+    simulate(World(2.0, lambda _: after, 0.8), settled, 1_500)
+    assert lengths[20] == pytest.approx(settled.next(1_000), abs=2)
+    unchanged = adaptive(ahead=0)
+    simulate(World(2.0, lambda _: before, 0.8), unchanged, 1_500)
+    assert abs(unchanged.next(1_000) - settled.next(1_000)) > 4  # there is something to follow
+
+
+def test_it_stops_and_waits_where_a_draft_token_takes_longer_than_a_round() -> None:
+    pace = adaptive()
+    simulate(world(60.0, 0.3, 0.9), pace, TOKENS)
+    assert (pace.ahead, pace.next(100)) == (0, 0)
+
+
+def test_it_sends_ahead_where_the_link_is_long() -> None:
+    pace = adaptive()
+    simulate(world(10.0, 100.0, 0.9), pace, TOKENS)
+    assert pace.ahead >= 5
+
+
+def test_what_was_asked_for_is_kept() -> None:
+    pace = AdaptivePace((5,), 64)
+    simulate(world(10.0, 100.0, 0.9), pace, TOKENS)
+    assert (pace.next(100), pace.next(3), pace.ahead > 0) == (5, 2, True)
+    assert AdaptivePace((5,), max_draft_tokens=3).next(100) == 3
+    kept = adaptive(ahead=2)
+    simulate(world(0.35, 0.3, 0.9), kept, TOKENS)
+    assert kept.ahead == 2
+
+
+def test_it_knows_the_situation_it_is_in() -> None:
+    pace = adaptive()
+    simulate(World(3.0, lambda _: 40.0, 0.8, target_ms=9.0, target_token_ms=0.5), pace, 1_000)
+    known = pace.situation()
+    assert known is not None
+    assert known.draft_s == pytest.approx(3e-3, rel=0.05)
+    assert known.network_s == pytest.approx(40e-3, rel=0.05)
+    assert known.server_s(5) == pytest.approx(11.5e-3, rel=0.1)
+    assert known.acceptance[0] == pytest.approx(0.8, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("draft_ms", "rtt_ms", "length", "ahead"),
+    [(10, 50, 4, 0), (10, 50, 0, 8), (10, 100, 2, 1), (60, 200, 0, 3), (2, 20, 4, 32)],
+)
+def test_the_closed_form_is_what_comes_out(
+    draft_ms: float, rtt_ms: float, length: int, ahead: int
+) -> None:
+    made = World(draft_ms, lambda _: rtt_ms, 0.8, 8.0, 0.1, overhead_ms=0.0)
+    measured = rate(made, FixedPace(length, 64, ahead), 4_000)
+    situation = Situation(draft_ms / 1e3, rtt_ms / 1e3, 8e-3, 0.1e-3, [0.8])
+    assert tokens_a_second(situation, length, ahead) == pytest.approx(measured, rel=0.1)
+
+
+def test_the_target_alone_waits_for_no_network() -> None:
+    assert alone(Situation(1.0, 1.0, 8e-3, 2e-3, [0.5])) == pytest.approx(100)
