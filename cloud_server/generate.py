@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cloud_server.engine import Clock
+from cloud_server.jobs import Clock
 from cloud_server.processors import stock_processors
 from common.stopping import Stopper
 from common.types import GeneratedTokens, SamplingParams, StepTiming

@@ -8,7 +8,8 @@ import logging
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 
-from cloud_server.engine import Clock, Engine
+from cloud_server.engine import Engine
+from cloud_server.jobs import Clock
 from cloud_server.metrics import PHASES, Metrics
 
 logger = logging.getLogger(__name__)

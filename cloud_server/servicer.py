@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
 
 from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator, StockRequest
-from cloud_server.host import Host, LiveSession
+from cloud_server.host import Host
+from cloud_server.unary import UnarySessions
 from common import wire
 from common.errors import (
     EvictedError,
@@ -46,29 +44,19 @@ async def _refused(error: OutriderError) -> pb.VerifyBatchResult:
     return pb.VerifyBatchResult(error=wire.error_to_proto(error))
 
 
-@dataclass(slots=True)
-class _UnarySession:
-    """Is a session reached by its token instead of a stream, and only by who opened it."""
-
-    client: str
-    live: LiveSession
-    stack: AsyncExitStack
-    used_ns: int
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     """Serves the contract of proto/outrider/v1/verifier.proto."""
 
-    def __init__(self, host: Host | None = None, stock: StockGenerator | None = None) -> None:
+    def __init__(self) -> None:
         """Answers every call with UnavailableError until it has its parts (`begin`)."""
-        self._parts = None if host is None or stock is None else (host, stock)
+        self._parts: tuple[Host, StockGenerator, UnarySessions] | None = None
         self._stock_turn = asyncio.Lock()
-        self._unary: dict[bytes, _UnarySession] = {}
 
-    def begin(self, host: Host, stock: StockGenerator) -> None:
-        """Serves from now on."""
-        self._parts = host, stock
+    def begin(self, host: Host, stock: StockGenerator) -> UnarySessions:
+        """Serves from now on; returns the sessions that are no call's, for who ends them."""
+        unary = UnarySessions(host)
+        self._parts = host, stock, unary
+        return unary
 
     @property
     def _host(self) -> Host:
@@ -78,7 +66,11 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     def _stock(self) -> StockGenerator:
         return self._ready()[1]
 
-    def _ready(self) -> tuple[Host, StockGenerator]:
+    @property
+    def _unary(self) -> UnarySessions:
+        return self._ready()[2]
+
+    def _ready(self) -> tuple[Host, StockGenerator, UnarySessions]:
         if self._parts is None:
             raise UnavailableError("this server is still loading its model; ask again in a moment")
         return self._parts
@@ -156,7 +148,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             )
         except BaseException:  # the caller left, or is told an error: it never learns the tokens
             for token in new:
-                await self._close_unary(token)
+                await self._unary.close(token)
             raise
         for result in results:
             if result.HasField("error"):
@@ -171,7 +163,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             return entry.session_token
         try:
             opening = wire.open_from_proto(entry.open, self._host.wire_limits)
-            new.append(await self._open_unary(client, opening))
+            new.append(await self._unary.open(client, opening))
         except OutriderError as error:
             return error
         return new[-1]
@@ -179,13 +171,13 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def _verify_entry(
         self, entry: pb.VerifyBatchEntry, client: str, token: bytes, deadline_ns: int | None
     ) -> pb.VerifyBatchResult:
-        session = self._unary.get(token)
-        if session is None or session.client != client:
+        session = self._unary.get(client, token)
+        if session is None:
             return pb.VerifyBatchResult(error=_NOT_FOUND)
         result = pb.VerifyBatchResult(session_token=token)
         try:
             async with session.lock:
-                if self._unary.get(token) is not session:  # ended while this entry waited
+                if self._unary.get(client, token) is not session:  # ended while this entry waited
                     return pb.VerifyBatchResult(error=_NOT_FOUND)
                 session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
@@ -194,46 +186,16 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                         wire.verdict_to_proto(await session.live.verify(draft, deadline_ns))
                     )
         except OutriderError as error:
-            await self._close_unary(token)
+            await self._unary.close(token)
             return await _refused(error)
         except Exception as error:  # a fault of ours in one entry must not end the others
             logger.error("an entry of a batch failed", exc_info=error)
-            await self._close_unary(token)
+            await self._unary.close(token)
             return await _refused(InternalError(f"{type(error).__name__}: {error}"))
         if entry.close:
-            await self._close_unary(token)
+            await self._unary.close(token)
             result.session_token = b""
         return result
-
-    async def _open_unary(self, client: str, opening: OpenSession) -> bytes:
-        stack = AsyncExitStack()
-        live = await stack.enter_async_context(self._host.open(opening, client))
-        token = secrets.token_bytes(16)
-        self._unary[token] = _UnarySession(client, live, stack, self._host.clock())
-        return token
-
-    async def _close_unary(self, token: bytes) -> None:
-        if (session := self._unary.pop(token, None)) is not None:
-            await session.stack.aclose()
-
-    async def close(self) -> None:
-        """Ends all unary sessions that no call is using."""
-        for token, session in list(self._unary.items()):
-            if not session.lock.locked():
-                await self._close_unary(token)
-
-    async def expire_idle(self) -> None:
-        """Ends unary sessions nobody uses, for as long as the server runs."""
-        idle_seconds = self._host.limits.idle_session_seconds
-        while True:
-            await asyncio.sleep(idle_seconds / 4)
-            deadline = self._host.clock() - int(idle_seconds * 1e9)
-            for token, session in list(self._unary.items()):
-                if session.used_ns < deadline and not session.lock.locked():
-                    del self._unary[token]
-                    error = EvictedError("nothing was asked of it for too long")
-                    self._host.metrics.errors.labels(error.reason).inc()
-                    await session.stack.__aexit__(type(error), error, None)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context

@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from cloud_server.acceptance import Judged
 from cloud_server.admission import Guest
-from cloud_server.engine import Job
 from cloud_server.generate import StockGenerator, StockRequest
-from cloud_server.host import Host, LiveSession
+from cloud_server.jobs import Job
+from cloud_server.live import LiveSession
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import TargetSession
 from common.lm.compatibility import stock_logits
@@ -46,9 +46,7 @@ def test_each_streamed_piece_begins_when_the_one_before_was_done() -> None:
         state = TargetSession(
             opening, context_length=99, model_eos=(), detokenizer=lambda: lambda token: ""
         )
-        pieces: Any = LiveSession(
-            cast(Host, cast(Any, host)), state, 0, Guest("here", 0), None
-        ).decode()
+        pieces: Any = LiveSession(cast(Any, host), state, 0, Guest("here", 0), None).decode()
         waiting = asyncio.ensure_future(anext(pieces))
         await asyncio.sleep(0)
         (first,) = submitted

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from cloud_server.access import Access
-from cloud_server.app import SERVICE, _grpc_server
 from cloud_server.lifecycle import Lifecycle
+from cloud_server.listening import SERVICE, grpc_server
 from cloud_server.metrics import PHASES, Metrics
 from cloud_server.servicer import VerifierServicer
 from common.config import CloudSection
@@ -76,7 +76,7 @@ def test_a_server_that_is_loading_answers_health_and_nothing_else() -> None:
         cloud, metrics, access = CloudSection(listen="127.0.0.1:0"), Metrics(), Access(None, None)
         lifecycle, servicer = Lifecycle(SERVICE, metrics), VerifierServicer()
         async with (
-            _grpc_server(cloud, servicer, lifecycle, metrics, access) as (_, address),
+            grpc_server(cloud, servicer, lifecycle, metrics, access) as (_, address),
             grpc.aio.insecure_channel(address) as channel,
         ):
             health: Any = HealthStub(channel)
