@@ -56,7 +56,7 @@ async def grpc_server(
 
     guard = [AuthenticationInterceptor(access.credentials, count)] if access.credentials else []
     server = grpc.aio.server(
-        interceptors=[*guard, ErrorInterceptor(count)],
+        interceptors=[*guard, ErrorInterceptor(count, cloud.idle_session_seconds)],
         options=[
             ("grpc.max_receive_message_length", cloud.max_message_bytes),
             ("grpc.max_send_message_length", cloud.max_message_bytes),

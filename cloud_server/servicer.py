@@ -10,8 +10,9 @@ from typing import Any
 import grpc.aio
 
 from cloud_server.authentication import client_of
-from cloud_server.generate import StockGenerator, StockRequest
+from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
+from cloud_server.stock import StockTurns
 from cloud_server.unary import UnarySessions
 from common import wire
 from common.errors import (
@@ -21,7 +22,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
-from common.types import GeneratedTokens, GenerateMode, OpenSession
+from common.types import GenerateMode
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
 
@@ -49,13 +50,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
 
     def __init__(self) -> None:
         """Answers every call with UnavailableError until it has its parts (`begin`)."""
-        self._parts: tuple[Host, StockGenerator, UnarySessions] | None = None
-        self._stock_turn = asyncio.Lock()
+        self._parts: tuple[Host, StockTurns, UnarySessions] | None = None
 
     def begin(self, host: Host, stock: StockGenerator) -> UnarySessions:
         """Serves from now on; returns the sessions that are no call's, for who ends them."""
         unary = UnarySessions(host)
-        self._parts = host, stock, unary
+        self._parts = host, StockTurns(host, stock), unary
         return unary
 
     @property
@@ -63,14 +63,14 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         return self._ready()[0]
 
     @property
-    def _stock(self) -> StockGenerator:
+    def _stock(self) -> StockTurns:
         return self._ready()[1]
 
     @property
     def _unary(self) -> UnarySessions:
         return self._ready()[2]
 
-    def _ready(self) -> tuple[Host, StockGenerator, UnarySessions]:
+    def _ready(self) -> tuple[Host, StockTurns, UnarySessions]:
         if self._parts is None:
             raise UnavailableError("this server is still loading its model; ask again in a moment")
         return self._parts
@@ -202,47 +202,15 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams one of the cloud arms."""
         mode, opening = wire.generate_from_proto(request, self._host.wire_limits)
-        if mode is GenerateMode.STOCK:
-            async for tokens in self._generate_stock(opening, client_of(context)):
-                yield wire.generated_to_proto(tokens)
-            return
         client = client_of(context)
+        if mode is GenerateMode.STOCK:
+            async with self._stock.open(opening, client) as pieces:
+                async for tokens in pieces:
+                    yield wire.generated_to_proto(tokens)
+            return
         async with self._host.open(opening, client, self._deadline(context)) as live:
             async for tokens in live.decode():
                 yield wire.generated_to_proto(tokens)
-
-    async def _generate_stock(
-        self, opening: OpenSession, client: str
-    ) -> AsyncIterator[GeneratedTokens]:
-        """Runs stock generate when its turn comes, and streams what it makes."""
-        made: asyncio.Queue[GeneratedTokens | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def tell(tokens: GeneratedTokens) -> None:
-            loop.call_soon_threadsafe(made.put_nowait, tokens)
-
-        state = self._host.new_state(opening)
-        request = StockRequest(
-            tokens=tuple(state.history),
-            sampling=state.sampling,
-            prompt_length=state.prompt_length,
-            stopper=state.stopper,
-            arrived_ns=self._host.clock(),
-            tell=tell,
-        )
-        self._host.metrics.prompt_tokens.inc(len(state.history))
-        with self._host.admit(client, len(state.history), "stock"):
-            async with self._stock_turn:
-                running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
-                running.add_done_callback(lambda _: made.put_nowait(None))
-                try:
-                    while (tokens := await made.get()) is not None:
-                        self._host.metrics.generation_tokens.inc(len(tokens.token_ids))
-                        yield tokens
-                    await running
-                finally:
-                    request.cancelled.set()
-                    await asyncio.wait([running])
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Returns logits of a few tokens after a context, and how probable a text is there."""

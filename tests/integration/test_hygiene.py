@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -24,9 +27,12 @@ from outrider.v1.verifier_pb2_grpc import VerifierStub
 from tests.integration.processes import ENVIRONMENT, Server, serving
 from tests.integration.test_service import Session, generate, opening, refusal, verify
 from tests.models import Pair
-from tests.robustness.watching import wait_for_rest
+from tests.robustness.clients import EOF, connected
+from tests.robustness.test_slow_clients import SMALL_WINDOW
+from tests.robustness.watching import metric, wait_for_rest
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+EVICTED = 'outrider_request_errors_total{reason="EVICTED"}'
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +114,64 @@ def test_a_stream_that_names_no_session_is_ended(stub: VerifierStub) -> None:
         next(Session(stub).call)
     code, error = refusal(caught.value)
     assert (code, error and error.reason) == ("ABORTED", "EVICTED")
+
+
+@pytest.fixture(scope="module")
+def impatient_server(tiny_pair: Pair) -> Iterator[Server]:
+    with serving(tiny_pair.target, "--set", "cloud.idle_session_seconds=0.3") as running:
+        yield running
+
+
+async def evicted_for_not_reading(server: Server) -> None:
+    """Waits until the server has counted one more eviction, and holds nothing any more."""
+    before = metric(server, EVICTED)
+    while metric(server, EVICTED) == before:
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(wait_for_rest, server) == {}
+    assert "reason=EVICTED" in [line for line in server.log if " ended session=" in line][-1]
+
+
+async def read_to_the_end(call: Any) -> None:
+    while await call.read() is not EOF:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["STOCK", "OPTIMIZED"])
+def test_a_generation_that_nobody_reads_is_ended_with_the_reason(
+    impatient_server: Server, mode: str
+) -> None:
+    async def run() -> None:
+        async with connected(impatient_server.address, *SMALL_WINDOW) as stub:
+            request = pb.GenerateRequest(mode=f"GENERATE_MODE_{mode}", open=opening(1000))
+            call: Any = stub.Generate(request)
+            await evicted_for_not_reading(impatient_server)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await read_to_the_end(call)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert "no answer was read for 0.3 s" in str(caught.value.details())
+
+    asyncio.run(run())
+
+
+def test_a_session_that_goes_on_asking_and_reads_no_answer_is_ended(
+    impatient_server: Server,
+) -> None:
+    async def ask_on(call: Any) -> None:
+        # The model works once; each repeat is answered from memory.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # once it is ended
+            while True:
+                await call.write(pb.SessionRequest(verify=verify(1, 3, [])))
+
+    async def run() -> None:
+        async with connected(impatient_server.address, *SMALL_WINDOW) as stub:
+            call: Any = stub.Session()
+            await call.write(pb.SessionRequest(open=opening()))
+            asking = asyncio.ensure_future(ask_on(call))
+            await evicted_for_not_reading(impatient_server)
+            call.cancel()
+            await asking
+
+    asyncio.run(run())
 
 
 def test_a_score_is_no_longer_than_a_prompt_may_be(stub: VerifierStub) -> None:
