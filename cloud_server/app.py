@@ -87,7 +87,11 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         tasks = [
             asyncio.create_task(unary.expire_idle()),
             asyncio.create_task(
-                lifecycle.watch(host.engine, cloud.watchdog_seconds, time.monotonic_ns)
+                lifecycle.watch(
+                    {"engine": host.engine, "stock": stock},
+                    cloud.watchdog_seconds,
+                    time.monotonic_ns,
+                )
             ),
         ]
         await lifecycle.enter("serving")

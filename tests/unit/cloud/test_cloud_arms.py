@@ -60,6 +60,24 @@ def test_each_streamed_piece_begins_when_the_one_before_was_done() -> None:
     assert following.arrived_ns == first.arrived_ns + 77
 
 
+def test_the_cloud_arm_says_since_when_its_step_runs() -> None:
+    ticks = itertools.count(1000, 1000)
+    described = loaded(copy.deepcopy(tiny("llama")))
+    generator = StockGenerator(described.model, described.vocab_size, lambda: next(ticks))
+    seen: list[tuple[int, int | None]] = []
+
+    def tell(_: GeneratedTokens) -> None:
+        seen.append((generator.steps, generator.step_started_ns))
+
+    stopper = Stopper(StopParams(3, ()), model_eos=(), room=99)
+    generator.run(StockRequest(PROMPT, len(PROMPT), SamplingParams(), stopper, 0, tell))
+    assert [steps for steps, _ in seen] == [2, 3, 4]  # each token is told in the next one's step
+    started = [at for _, at in seen]
+    assert None not in started
+    assert len(set(started)) == 3
+    assert generator.step_started_ns is None
+
+
 def test_a_checkpoints_generation_config_does_not_reach_the_cloud_arm() -> None:
     model = copy.deepcopy(tiny("llama"))
     config = model.generation_config
