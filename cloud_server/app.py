@@ -19,7 +19,7 @@ from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
 from cloud_server.lifecycle import Lifecycle
-from cloud_server.listening import SERVICE, grpc_server, metrics_server, split
+from cloud_server.listening import SERVICE, check_redirect, grpc_server, metrics_server, split
 from cloud_server.metrics import Metrics
 from cloud_server.model import CloudModel
 from cloud_server.servicer import VerifierServicer
@@ -42,6 +42,8 @@ def serve(model_path: str, config: Config) -> None:
             f"cloud.token_budget = {cloud.token_budget} must exceed cloud.max_draft_tokens = "
             f"{cloud.max_draft_tokens}: a draft and its bonus token share one forward"
         )
+    if cloud.redirect is not None:
+        check_redirect(cloud.redirect)
     access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

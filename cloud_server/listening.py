@@ -98,6 +98,19 @@ def split(address: str, key: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
+def check_redirect(address: str) -> None:
+    """Raises ConfigError for what is no HOST:PORT of another server."""
+    try:
+        _, port = split(address, "redirect")
+    except ConfigError:
+        port = 0
+    if port == 0:
+        raise ConfigError(
+            f"cloud.redirect = {address!r}: write it as HOST:PORT, as clients name that server, "
+            "or leave it out"
+        )
+
+
 def joined(host: str, port: int) -> str:
     """Writes an address as `split` reads it."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
