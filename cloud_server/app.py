@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 FLUSH_SECONDS = 1.0
 """How long the last answers of a drained server may take to leave it."""
 POLL_SECONDS = 0.02
+UNUSED_SECONDS = 2.0
+"""How long a draining server keeps a session without a stream that no call uses: a client in the
+middle of a text comes back after a draft and a way through the network."""
 
 
 def serve(model_path: str, config: Config) -> None:
@@ -110,7 +113,7 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         await server.stop(FLUSH_SECONDS if drained.done() else 0)
         for task in (*tasks, drained, again):
             task.cancel()
-        await unary.close_unused()
+        await unary.close_all()
         host.engine.stop(FLUSH_SECONDS)
 
 
@@ -174,7 +177,7 @@ async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
 
 async def _guests_gone(host: Host, unary: UnarySessions) -> None:
     while host.admission.guests:
-        await unary.close_unused()
+        await unary.close_unused(UNUSED_SECONDS)
         await asyncio.sleep(POLL_SECONDS)
 
 

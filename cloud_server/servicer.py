@@ -146,9 +146,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                     for entry, token in zip(request.entries, opened, strict=True)
                 )
             )
-        except BaseException:  # the caller left, or is told an error: it never learns the tokens
+        except BaseException as error:  # the caller left, or is told: it never learns the tokens
             for token in new:
-                await self._unary.close(token)
+                await self._unary.close(token, error)
             raise
         for result in results:
             if result.HasField("error"):
@@ -176,22 +176,22 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             return pb.VerifyBatchResult(error=_NOT_FOUND)
         result = pb.VerifyBatchResult(session_token=token)
         try:
-            async with session.lock:
+            async with self._unary.using(session):
                 if self._unary.get(client, token) is not session:  # ended while this entry waited
                     return pb.VerifyBatchResult(error=_NOT_FOUND)
-                session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
                     result.verdict.CopyFrom(
                         wire.verdict_to_proto(await session.live.verify(draft, deadline_ns))
                     )
         except OutriderError as error:
-            await self._unary.close(token)
+            await self._unary.close(token, error)
             return await _refused(error)
         except Exception as error:  # a fault of ours in one entry must not end the others
             logger.error("an entry of a batch failed", exc_info=error)
-            await self._unary.close(token)
-            return await _refused(InternalError(f"{type(error).__name__}: {error}"))
+            ours = InternalError(f"{type(error).__name__}: {error}")
+            await self._unary.close(token, ours)
+            return await _refused(ours)
         if entry.close:
             await self._unary.close(token)
             result.session_token = b""

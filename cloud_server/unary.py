@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 from cloud_server.host import Host
@@ -44,26 +45,37 @@ class UnarySessions:
         session = self._sessions.get(token)
         return None if session is None or session.client != client else session
 
-    async def close(self, token: bytes) -> None:
-        """Ends a session, if it is still there."""
-        if (session := self._sessions.pop(token, None)) is not None:
-            await session.stack.aclose()
+    @asynccontextmanager
+    async def using(self, session: UnarySession) -> AsyncIterator[None]:
+        """Waits until no other call uses it, and keeps it for the length of an `async with`."""
+        async with session.lock:
+            try:
+                yield
+            finally:
+                session.used_ns = self._host.clock()
 
-    async def close_unused(self) -> None:
-        """Ends all that no call is using."""
+    async def close(self, token: bytes, error: BaseException | None = None) -> None:
+        """Ends a session, if it is still there; `error` is what its log line says of the end."""
+        if (session := self._sessions.pop(token, None)) is not None:
+            await session.stack.__aexit__(type(error) if error else None, error, None)
+
+    async def close_unused(self, seconds: float) -> None:
+        """Ends all that no call has used for so long."""
+        latest = self._host.clock() - int(seconds * 1e9)
         for token, session in list(self._sessions.items()):
-            if not session.lock.locked():
-                await self.close(token)
+            if session.used_ns <= latest and not session.lock.locked():
+                error = EvictedError("nothing was asked of it for too long")
+                self._host.metrics.errors.labels(error.reason).inc()
+                await self.close(token, error)
+
+    async def close_all(self) -> None:
+        """Ends all of them, as calls are cancelled when a server stops."""
+        for token in list(self._sessions):
+            await self.close(token, asyncio.CancelledError())
 
     async def expire_idle(self) -> None:
         """Ends what nobody uses, for as long as the server runs."""
         idle_seconds = self._host.limits.idle_session_seconds
         while True:
             await asyncio.sleep(idle_seconds / 4)
-            deadline = self._host.clock() - int(idle_seconds * 1e9)
-            for token, session in list(self._sessions.items()):
-                if session.used_ns < deadline and not session.lock.locked():
-                    del self._sessions[token]
-                    error = EvictedError("nothing was asked of it for too long")
-                    self._host.metrics.errors.labels(error.reason).inc()
-                    await session.stack.__aexit__(type(error), error, None)
+            await self.close_unused(idle_seconds)

@@ -122,13 +122,18 @@ def impatient_server(tiny_pair: Pair) -> Iterator[Server]:
         yield running
 
 
+def endings(server: Server) -> list[str]:
+    """Returns the reasons for which sessions ended, in their order."""
+    return [line.split("reason=")[1].split()[0] for line in server.log if "reason=" in line]
+
+
 async def evicted_for_not_reading(server: Server) -> None:
     """Waits until the server has counted one more eviction, and holds nothing any more."""
     before = metric(server, EVICTED)
     while metric(server, EVICTED) == before:
         await asyncio.sleep(0)
     assert await asyncio.to_thread(wait_for_rest, server) == {}
-    assert "reason=EVICTED" in [line for line in server.log if " ended session=" in line][-1]
+    assert endings(server)[-1] == "EVICTED"
 
 
 async def read_to_the_end(call: Any) -> None:
@@ -237,6 +242,46 @@ def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_p
         session.half_close()
         assert list(session.call) == []
         assert server.process.wait(60) == 0
+
+
+def batch(stub: VerifierStub, **entry: Any) -> pb.VerifyBatchResult:
+    request = pb.VerifyBatchRequest(entries=[pb.VerifyBatchEntry(**entry)])
+    (result,) = stub.VerifyBatch(request, timeout=60).results
+    return result
+
+
+def test_a_draining_server_keeps_a_unary_session_that_is_used_and_ends_one_that_is_not(
+    tiny_pair: Pair,
+) -> None:
+    with (
+        serving(tiny_pair.target, "--set", "cloud.drain_seconds=1000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = VerifierStub(channel)
+        batch(stub, open=opening())
+        used = batch(stub, open=opening(200)).session_token
+        server.process.send_signal(signal.SIGTERM)
+        while is_serving(channel):
+            pass
+        for step in range(100):  # as a client goes on that is in the middle of a text
+            result = batch(stub, session_token=used, verify=verify(1 + step, 3 + step, []))
+            assert result.verdict.outcome == pb.OUTCOME_VERIFIED
+        assert batch(stub, session_token=used, close=True).error.reason == ""
+        assert server.process.wait(60) == 0  # drain_seconds is far: the other one was ended
+    assert sorted(endings(server)) == ["DONE", "EVICTED"]
+
+
+def test_what_ended_a_unary_session_stands_in_the_log(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = VerifierStub(channel)
+        assert batch(stub, open=opening(), close=True).error.reason == ""
+        failed = batch(stub, open=opening(), verify=verify(1, 1, []))
+        assert failed.error.reason == "INVALID_REQUEST"
+        batch(stub, open=opening())  # and leaves it
+    assert endings(server) == ["DONE", "INVALID_REQUEST", "EVICTED"]
 
 
 def test_a_second_sigterm_ends_it_with_sessions_open(tiny_pair: Pair) -> None:
