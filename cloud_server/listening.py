@@ -14,6 +14,7 @@ from prometheus_client import start_http_server
 
 from cloud_server.access import Access
 from cloud_server.authentication import AuthenticationInterceptor
+from cloud_server.calls import CallLimitInterceptor
 from cloud_server.interceptors import ErrorInterceptor
 from cloud_server.lifecycle import Lifecycle
 from cloud_server.metrics import Metrics
@@ -55,8 +56,9 @@ async def grpc_server(
         metrics.errors.labels(reason).inc()
 
     guard = [AuthenticationInterceptor(access.credentials, count)] if access.credentials else []
+    errors = ErrorInterceptor(count, cloud.idle_session_seconds)
     server = grpc.aio.server(
-        interceptors=[*guard, ErrorInterceptor(count, cloud.idle_session_seconds)],
+        interceptors=[*guard, CallLimitInterceptor(cloud, count), errors],
         options=[
             ("grpc.max_receive_message_length", cloud.max_message_bytes),
             ("grpc.max_send_message_length", cloud.max_message_bytes),
