@@ -10,7 +10,7 @@ __all__ = ["CloudModel"]
 def __getattr__(name: str) -> Any:
     """Loads CloudModel, and torch with it, only when it is asked for."""
     if name == "CloudModel":
-        from cloud_server.engine import CloudModel
+        from cloud_server.model import CloudModel
 
         return CloudModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,50 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import platform
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import partial
-from importlib.metadata import version
-
-import grpc
-import grpc.aio
-import torch
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME as HEALTH
-from grpc_reflection.v1alpha import reflection
-from prometheus_client import start_http_server
 
 from cloud_server.access import Access, read_access
 from cloud_server.admission import Admission
-from cloud_server.authentication import AuthenticationInterceptor
-from cloud_server.engine import CloudModel, Engine
+from cloud_server.description import describe
+from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
-from cloud_server.interceptors import ErrorInterceptor
 from cloud_server.lifecycle import Lifecycle
+from cloud_server.listening import SERVICE, check_redirect, grpc_server, metrics_server, split
 from cloud_server.metrics import Metrics
+from cloud_server.model import CloudModel
 from cloud_server.servicer import VerifierServicer
-from common import PROTOCOL_VERSION
+from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
-from common.errors import ConfigError, UnavailableError
-from common.lm import precision
-from common.lm.runner import LanguageModel
-from common.types import ServerInfo
-from outrider.v1 import verifier_pb2, verifier_pb2_grpc
+from common.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
 FLUSH_SECONDS = 1.0
 """How long the last answers of a drained server may take to leave it."""
 POLL_SECONDS = 0.02
-
-SERVICE = verifier_pb2.DESCRIPTOR.services_by_name["Verifier"].full_name
+UNUSED_SECONDS = 2.0
+"""How long a draining server keeps a session without a stream that no call uses: a client in the
+middle of a text comes back after a draft and a way through the network."""
 
 
 def serve(model_path: str, config: Config) -> None:
@@ -58,7 +45,9 @@ def serve(model_path: str, config: Config) -> None:
             f"cloud.token_budget = {cloud.token_budget} must exceed cloud.max_draft_tokens = "
             f"{cloud.max_draft_tokens}: a draft and its bonus token share one forward"
         )
-    access = read_access(_split(cloud.listen, "listen")[0], config.security)
+    if cloud.redirect is not None:
+        check_redirect(cloud.redirect)
+    access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     asyncio.run(_serve(model_path, cloud, access))
@@ -83,8 +72,8 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
     lifecycle = Lifecycle(SERVICE, metrics)
     _reload_on_hangup(access)
     async with (
-        _metrics_server(cloud, metrics) as metrics_address,
-        _grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
+        metrics_server(cloud, metrics) as metrics_address,
+        grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
     ):
         told_to_stop = _signals(lambda: _say_what_is_done(lifecycle))
         model = await _unless_stopped(
@@ -97,12 +86,17 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGUSR1, _say_what_is_done, lifecycle, host
         )
-        servicer.begin(host, StockGenerator(model.stock, host.info.vocab_size, host.clock))
+        stock = StockGenerator(model.stock, host.info.vocab_size, host.clock)
+        unary = servicer.begin(host, stock)
         host.engine.start()
         tasks = [
-            asyncio.create_task(servicer.expire_idle()),
+            asyncio.create_task(unary.expire_idle()),
             asyncio.create_task(
-                lifecycle.watch(host.engine, cloud.watchdog_seconds, time.monotonic_ns)
+                lifecycle.watch(
+                    {"engine": host.engine, "stock": stock},
+                    cloud.watchdog_seconds,
+                    time.monotonic_ns,
+                )
             ),
         ]
         await lifecycle.enter("serving")
@@ -111,7 +105,7 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         logger.info("draining for at most %s s; a second signal stops at once", cloud.drain_seconds)
         await lifecycle.enter("draining")
         host.admission.closed = "this server is draining; ask another one"
-        drained = asyncio.ensure_future(_guests_gone(host, servicer))
+        drained = asyncio.ensure_future(_guests_gone(host, unary))
         again = asyncio.ensure_future(told_to_stop.get())
         await asyncio.wait(
             [drained, again], timeout=cloud.drain_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -119,7 +113,7 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         await server.stop(FLUSH_SECONDS if drained.done() else 0)
         for task in (*tasks, drained, again):
             task.cancel()
-        await servicer.close()
+        await unary.close_all()
         host.engine.stop(FLUSH_SECONDS)
 
 
@@ -181,9 +175,9 @@ async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
     return await loaded
 
 
-async def _guests_gone(host: Host, servicer: VerifierServicer) -> None:
+async def _guests_gone(host: Host, unary: UnarySessions) -> None:
     while host.admission.guests:
-        await servicer.close()
+        await unary.close_unused(UNUSED_SECONDS)
         await asyncio.sleep(POLL_SECONDS)
 
 
@@ -210,130 +204,3 @@ def _reload_on_hangup(access: Access) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, reload)
     if access.credentials:
         reload()
-
-
-@asynccontextmanager
-async def _metrics_server(cloud: CloudSection, metrics: Metrics) -> AsyncIterator[str]:
-    host, port = _split(cloud.metrics_listen, "metrics_listen")
-    try:
-        server, thread = start_http_server(port, host, registry=metrics.registry)
-    except OSError as error:
-        raise _cannot_listen("metrics_listen", cloud.metrics_listen, error) from None
-    try:
-        yield _address(host, server.server_port)
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
-
-
-@asynccontextmanager
-async def _grpc_server(
-    cloud: CloudSection,
-    servicer: VerifierServicer,
-    lifecycle: Lifecycle,
-    metrics: Metrics,
-    access: Access,
-) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
-    def count(reason: str) -> None:
-        metrics.errors.labels(reason).inc()
-
-    guard = [AuthenticationInterceptor(access.credentials, count)] if access.credentials else []
-    server = grpc.aio.server(
-        interceptors=[*guard, ErrorInterceptor(count)],
-        options=[
-            ("grpc.max_receive_message_length", cloud.max_message_bytes),
-            ("grpc.max_send_message_length", cloud.max_message_bytes),
-            ("grpc.so_reuseport", 0),
-            # A client that vanished without a word is noticed, and its session freed; and it may
-            # ask as often whether the server is there.
-            ("grpc.keepalive_time_ms", 10_000),
-            ("grpc.keepalive_timeout_ms", 10_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-        ],
-    )
-    verifier_pb2_grpc.add_VerifierServicer_to_server(servicer, server)
-    health_pb2_grpc.add_HealthServicer_to_server(lifecycle.service, server)
-    await lifecycle.enter("loading")
-    reflection.enable_server_reflection((SERVICE, HEALTH, reflection.SERVICE_NAME), server)
-    host, _ = _split(cloud.listen, "listen")
-    try:
-        port = (
-            server.add_secure_port(cloud.listen, access.tls)
-            if access.tls
-            else server.add_insecure_port(cloud.listen)
-        )
-    except RuntimeError as error:
-        raise _cannot_listen("listen", cloud.listen, error) from None
-    await server.start()
-    try:
-        yield server, _address(host, port)
-    finally:
-        await server.stop(0)
-
-
-def _split(address: str, key: str) -> tuple[str, int]:
-    host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise ConfigError(
-            f"cloud.{key} = {address!r}: write it as HOST:PORT (port 0: any free one)"
-        )
-    return host.strip("[]"), int(port)
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _cannot_listen(key: str, address: str, error: Exception) -> UnavailableError:
-    return UnavailableError(
-        f"cannot listen on {address} ({error}); choose another address with cloud.{key}, "
-        "or port 0 for any free one"
-    )
-
-
-def describe(
-    model: LanguageModel, cloud: CloudSection, policy: precision.PrecisionReport
-) -> ServerInfo:
-    """States what this server is, as GetServerInfo answers it."""
-    loaded = model.loaded
-    environment = {name: version(name) for name in ("torch", "transformers", "grpcio", "protobuf")}
-    return ServerInfo(
-        protocol_version=PROTOCOL_VERSION,
-        server_version=version("outrider"),
-        model_name=loaded.short_name,
-        model_fingerprint=loaded.model_fingerprint,
-        tokenizer_fingerprint=loaded.tokenizer_fingerprint,
-        vocab_size=loaded.vocab_size,
-        dtype=precision.dtype_name(model.dtype),
-        cache_dtype=precision.dtype_name(model.cache.dtype),
-        checkpoint_dtype=loaded.checkpoint_dtype,
-        device=_device_name(loaded.device),
-        context_length=loaded.context_length,
-        eos_token_ids=loaded.eos_token_ids,
-        max_sessions=cloud.max_sessions,
-        max_draft_tokens=cloud.max_draft_tokens,
-        token_budget=cloud.token_budget,
-        cache_tokens=cloud.cache_tokens,
-        max_message_bytes=cloud.max_message_bytes,
-        idle_session_seconds=cloud.idle_session_seconds,
-        precision=policy.settings,
-        environment=environment
-        | {
-            "python": platform.python_version(),
-            "threads": str(torch.get_num_threads()),
-            "cores": str(_cores()),
-            "platform": f"{sys.platform} {platform.machine()}",
-        },
-    )
-
-
-def _cores() -> int | None:
-    # Linux alone knows the cores of this process.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return str(device)

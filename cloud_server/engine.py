@@ -7,134 +7,19 @@ plan, run, choose, answer.
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
-from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cloud_server.acceptance import Check, Judged, judge
+from cloud_server.acceptance import Judged, judge
+from cloud_server.jobs import TOO_LATE, Clock, Failed, Job, StepReport, as_ours
 from cloud_server.scheduler import Waiting, plan_step
-from common.errors import (
-    DeadlineError,
-    InternalError,
-    OutriderError,
-    OverloadedError,
-    UnavailableError,
-)
-from common.lm.loading import load
-from common.lm.precision import apply_policy
+from cloud_server.scoring import Scoring, Scorings
+from common.errors import DeadlineError, InternalError, OutriderError, UnavailableError
 from common.lm.runner import LanguageModel, Segment
-from common.lm.threads import set_threads
 from common.types import StepTiming
-
-logger = logging.getLogger(__name__)
-
-SCORED_CHUNK = 64
-"""Tokens of a text to be scored that one forward takes: the logits of each are wanted at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scores:
-    """Answers what the target thinks after a context.
-
-    `logits` has one entry a candidate, `text_logprobs` one a token of the text, in nats.
-    """
-
-    logits: tuple[float, ...]
-    text_logprobs: tuple[float, ...]
-
-
-_TOO_LATE = "its deadline passed while it waited for the target"
-
-Clock = Callable[[], int]
-Failed = Callable[[OutriderError], None]
-Scored = Callable[[Scores], None]
-
-
-class CloudModel(LanguageModel):
-    """Is the target: weights in float32 unless asked otherwise, and the cache of many sessions."""
-
-    def __init__(
-        self,
-        path: str,
-        *,
-        dtype: str = "float32",
-        device: str = "auto",
-        threads: int | None = None,
-        cache_tokens: int = 65536,
-        trust_remote_code: bool = False,
-        allow_pickle: bool = False,
-    ) -> None:
-        """Applies the precision policy of this process and loads the model.
-
-        `threads` is how many torch uses in this process (see common/lm/threads.py).
-        Raises ModelError for a model that is missing or cannot be served exactly.
-        """
-        self.precision = apply_policy(dtype)
-        loaded = load(
-            path,
-            dtype=dtype,
-            device=device,
-            trust_remote_code=trust_remote_code,
-            allow_pickle=allow_pickle,
-        )
-        set_threads(threads, loaded)
-        super().__init__(loaded, cache_tokens)
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """Runs `tokens` of one session through the target and answers a check over the last of them.
-
-    `tokens` is the session's whole sequence, guesses included; the cache's first
-    `valid` tokens are known to agree with it and are not run again. `then` gets
-    the target's judgement, None where nothing was asked (a prompt), and may
-    return the session's next job, which joins the very next step; `failed` gets
-    the reason instead. Both are called on the engine thread. From `deadline_ns` on
-    nothing of it is run.
-    """
-
-    session: int
-    tokens: Sequence[int]
-    valid: int
-    check: Check | None
-    arrived_ns: int
-    then: Callable[[Judged | None, StepTiming], Job | None]
-    failed: Failed
-    deadline_ns: int | None = None
-    started_ns: int = 0
-    computed_ns: int = 0
-    busy_ns: int = 0
-    forward_passes: int = 0
-
-    @property
-    def num_logits(self) -> int:
-        """How many of the last tokens need their logits."""
-        return 0 if self.check is None else self.check.num_rows
-
-
-@dataclass(frozen=True, slots=True)
-class _Scoring:
-    """Is a score on its way: forward by forward, with the callbacks of Engine.score."""
-
-    steps: Generator[None, None, Scores]
-    then: Scored
-    failed: Failed
-    deadline_ns: int | None
-    unwanted: threading.Event
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """Is what one forward was made of, for the metrics."""
-
-    sessions: int
-    tokens: int
-    computed_ns: int
 
 
 class Engine:
@@ -156,7 +41,7 @@ class Engine:
         self._on_step = on_step
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: list[Job] = []
-        self._scorings: deque[_Scoring] = deque()
+        self._scorings = Scorings(model, prefill_chunk)
         self._running = True
         self.step_started_ns: int | None = None
         """When the step now running began; None between steps. Read by any thread."""
@@ -198,24 +83,12 @@ class Engine:
         """Queues a job behind the others of its session."""
         self._inbox.put(lambda: self._take(job))
 
-    def score(
-        self,
-        context: Sequence[int],
-        candidates: Sequence[int],
-        text: Sequence[int],
-        then: Scored,
-        failed: Failed,
-        deadline_ns: int | None = None,
-    ) -> threading.Event:
-        """Gives `then` what the target thinks after `context`.
+    def score(self, scoring: Scoring) -> None:
+        """Answers a scoring by forwards of its own, one between two steps.
 
-        From forwards of its own, one between two steps, so that it holds no session up for long.
-        Once the event returned is set, or from `deadline_ns` on, nothing more of it is run.
+        So it holds no session up for long.
         """
-        steps, unwanted = self._scores(context, candidates, text), threading.Event()
-        scoring = _Scoring(steps, then, failed, deadline_ns, unwanted)
-        self._inbox.put(lambda: self._scorings.append(scoring))
-        return unwanted
+        self._inbox.put(lambda: self._scorings.take(scoring))
 
     def release(self, session: int) -> None:
         """Drops a session's jobs, unanswered, and frees its cache."""
@@ -230,7 +103,7 @@ class Engine:
                 if self._scorings:
                     self._score_on()
             except Exception as error:  # were the thread to end, nobody would be answered
-                self._fail(list(self._jobs), _as_ours(error))
+                self._fail(list(self._jobs), as_ours(error))
 
     def _take_inbox(self) -> None:
         """Applies what others asked for; waits for something when there is nothing to run."""
@@ -253,7 +126,7 @@ class Engine:
             judged = self._judge(jobs, segments, logits)
         except Exception as error:  # whatever a model raises fails its step, never the engine
             slots = ",".join(str(job.session) for job in jobs)
-            self._fail(jobs, _as_ours(error, f"step={self.steps} slots={slots}"))
+            self._fail(jobs, as_ours(error, f"step={self.steps} slots={slots}"))
             return
         finally:
             self.step_started_ns = None
@@ -263,7 +136,7 @@ class Engine:
 
     def _fail_expired(self, now: int) -> None:
         expired = [job for job in self._jobs if (job.deadline_ns or now + 1) <= now]
-        self._fail(expired, DeadlineError(_TOO_LATE))
+        self._fail(expired, DeadlineError(TOO_LATE))
 
     def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
         """Plans the step; returns the jobs that take part and the segment of each."""
@@ -338,7 +211,7 @@ class Engine:
             try:
                 following = job.then(judged.get(job.session), timing)
             except Exception as error:  # a fault in one session's bookkeeping ends that session
-                job.failed(_as_ours(error))
+                job.failed(as_ours(error))
                 continue
             if following is not None:
                 self._jobs.append(following)
@@ -347,7 +220,7 @@ class Engine:
         try:
             then(self._model.cache.allocate(tokens))
         except Exception as error:  # a CPU out of memory says RuntimeError
-            failed(_as_ours(error))
+            failed(as_ours(error))
 
     def _take(self, job: Job) -> None:
         if job.session in self._model.cache.sessions:
@@ -356,44 +229,11 @@ class Engine:
             job.failed(InternalError(f"session {job.session} was released before its job came"))
 
     def _score_on(self) -> None:
-        """Runs one forward of the oldest scoring, and puts it behind the others."""
-        scoring = self._scorings.popleft()
         self.step_started_ns = now = self._clock()
         try:
-            if scoring.unwanted.is_set() or (scoring.deadline_ns or now + 1) <= now:
-                scoring.steps.close()
-                raise DeadlineError(_TOO_LATE)
-            next(scoring.steps)
-        except StopIteration as ended:
-            scoring.then(ended.value)
-        except Exception as error:  # as in step: the engine goes on
-            scoring.failed(_as_ours(error))
-        else:
-            self._scorings.append(scoring)
+            self._scorings.step(now)
         finally:
             self.step_started_ns = None
-
-    def _scores(
-        self, context: Sequence[int], candidates: Sequence[int], text: Sequence[int]
-    ) -> Generator[None, None, Scores]:
-        """Yields after each forward."""
-        logprobs: list[float] = []
-        with self._model.cache.session(len(context) + len(text)) as session:
-            for start in range(0, len(context), self._prefill_chunk):
-                chunk = context[start : start + self._prefill_chunk]
-                logits = self._model.forward([Segment(session, chunk, start, 1)])
-                yield
-            after = logits  # of each token of the text, what stood before it said
-            for start in range(0, len(text), SCORED_CHUNK):
-                chunk = text[start : start + SCORED_CHUNK]
-                place = len(context) + start
-                rows = self._model.forward([Segment(session, chunk, place, len(chunk))])
-                given = torch.cat([after, rows[:-1]]).double().log_softmax(-1)
-                wanted = torch.tensor(chunk, device=given.device)[:, None]
-                logprobs += given.gather(1, wanted)[:, 0].tolist()
-                after = rows[-1:]
-                yield
-        return Scores(tuple(logits[0, list(candidates)].tolist()), tuple(logprobs))
 
     def _withdraw(self, job: Job) -> None:
         if job in self._jobs:
@@ -414,19 +254,4 @@ class Engine:
         self._running = False
         error = UnavailableError("the server is shutting down")
         self._fail(list(self._jobs), error)
-        for scoring in self._scorings:
-            scoring.steps.close()
-            scoring.failed(error)
-
-
-def _as_ours(error: Exception, where: str = "the engine") -> OutriderError:
-    if isinstance(error, torch.OutOfMemoryError):
-        logger.error("%s ran out of memory; its sessions fail, the server goes on", where)
-        return OverloadedError(
-            f"{where} ran out of memory: {error}; retry later, with fewer tokens"
-        )
-    if not isinstance(error, OutriderError) or isinstance(error, InternalError):
-        logger.error("%s failed; its sessions fail, the server goes on", where, exc_info=error)
-    if isinstance(error, OutriderError):
-        return error
-    return InternalError(f"{where} failed: {type(error).__name__}: {error}")
+        self._scorings.fail(error)

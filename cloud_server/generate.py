@@ -20,7 +20,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
-from cloud_server.engine import Clock
+from cloud_server.jobs import Clock
 from cloud_server.processors import stock_processors
 from common.stopping import Stopper
 from common.types import GeneratedTokens, SamplingParams, StepTiming
@@ -50,13 +50,25 @@ class StockGenerator:
         self._logits_width: int = model.get_output_embeddings().weight.shape[0]  # type: ignore[no-untyped-call]
         self._vocab_size = vocab_size
         self._clock = clock
+        self.step_started_ns: int | None = None
+        """When the step now running began; None when nothing runs. Read by any thread."""
+        self.steps = 0
+        """How many steps were begun, one a token."""
 
-    @torch.inference_mode()
     def run(self, request: StockRequest) -> None:
         """Generates to the end of the text or until cancelled."""
         if request.cancelled.is_set():
             return
+        try:
+            self._generate(request)
+        finally:
+            self.step_started_ns = None
+
+    @torch.inference_mode()
+    def _generate(self, request: StockRequest) -> None:
+        self._begin_step(self._clock())
         input_ids = torch.tensor([request.tokens], device=self._model.device)
+        follower = _Follower(request, self._clock, self._begin_step)
         self._model.generate(  # type: ignore[operator]
             input_ids,
             attention_mask=torch.ones_like(input_ids),
@@ -72,16 +84,23 @@ class StockGenerator:
                 vocab_size=self._vocab_size,
                 logits_width=self._logits_width,
             ),
-            stopping_criteria=StoppingCriteriaList([_Follower(request, self._clock)]),
+            stopping_criteria=StoppingCriteriaList([follower]),
         )
+
+    def _begin_step(self, now: int) -> None:
+        self.steps += 1
+        self.step_started_ns = now
 
 
 class _Follower(StoppingCriteria):
     """Sees each token as generate makes it: applies the stop rule, and passes the token on."""
 
-    def __init__(self, request: StockRequest, clock: Clock) -> None:
+    def __init__(
+        self, request: StockRequest, clock: Clock, begin_step: Callable[[int], None]
+    ) -> None:
         self._request = request
         self._clock = clock
+        self._begin_step = begin_step
         self._step_tokens = len(request.tokens)
         self._started_ns = clock()
         self._last_ns = request.arrived_ns
@@ -104,6 +123,7 @@ class _Follower(StoppingCriteria):
             forward_passes=1,
         )
         self._started_ns = self._last_ns = now
+        self._begin_step(now)
         self._step_tokens = 1
         request.tell(GeneratedTokens(kept.token_ids, kept.finish_reason, timing))
         over = kept.finish_reason is not None or request.cancelled.is_set()

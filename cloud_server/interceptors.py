@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from common.errors import InternalError, InvalidRequestError, OutriderError
+from common.errors import EvictedError, InternalError, InvalidRequestError, OutriderError
 from common.wire import error_details, status_code
 
 logger = logging.getLogger(__name__)
 
+_NO_MORE = object()
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     """Maps our errors to their statuses, and anything else to INTERNAL, logged.
 
-    `on_error` is told the reason of each, for the metrics.
+    A stream whose client takes no response for `patience_s` is ended with EvictedError, raised
+    in the handler where it waits. `on_error` is told the reason of each, for the metrics.
     """
 
-    def __init__(self, on_error: Callable[[str], None]) -> None:
+    def __init__(self, on_error: Callable[[str], None], patience_s: float) -> None:
         self._on_error = on_error
+        self._patience_s = patience_s
 
     async def intercept_service(
         self,
@@ -73,16 +78,43 @@ class ErrorInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
     def _wrap_stream(self, behaviour: Any) -> Any:
         @functools.wraps(behaviour)
-        async def handle(
-            request: Any, context: grpc.aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
+        async def handle(request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
             try:
-                async for response in behaviour(request, context):
-                    yield response
-            except Exception as error:
+                generating = behaviour(request, context)
+            except Exception as error:  # a request that is none
                 await self._abort(context, error)
+            async with aclosing(generating) as responses:
+                step = anext(responses)
+                while (response := await self._made(context, step)) is not _NO_MORE:
+                    if await self._taken(context, response):
+                        step = anext(responses)
+                    else:  # told where it waits, the handler frees what it holds
+                        step = responses.athrow(self._not_taken())
 
         return handle
+
+    async def _made(self, context: grpc.aio.ServicerContext[Any, Any], step: Awaitable[Any]) -> Any:
+        try:
+            return await step
+        except StopAsyncIteration:
+            return _NO_MORE
+        except Exception as error:
+            await self._abort(context, error)
+
+    async def _taken(self, context: grpc.aio.ServicerContext[Any, Any], response: Any) -> bool:
+        """Writes a response; a client that does not read leaves it waiting for room on the way."""
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await context.write(response)
+        except TimeoutError:
+            return False
+        return True
+
+    def _not_taken(self) -> EvictedError:
+        return EvictedError(
+            f"no answer was read for {self._patience_s:g} s (cloud.idle_session_seconds); open the "
+            "session again with all its tokens"
+        )
 
     async def _abort(
         self, context: grpc.aio.ServicerContext[Any, Any], error: Exception

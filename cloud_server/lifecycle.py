@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
+from typing import Protocol
 
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 
-from cloud_server.engine import Clock, Engine
+from cloud_server.jobs import Clock
 from cloud_server.metrics import PHASES, Metrics
 
 logger = logging.getLogger(__name__)
@@ -17,8 +19,15 @@ _UP = health_pb2.HealthCheckResponse.SERVING
 _DOWN = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
+class Stepping(Protocol):
+    """Is what runs a model step by step on a thread of its own."""
+
+    steps: int
+    step_started_ns: int | None
+
+
 class Lifecycle:
-    """Answers the health service: the server is up while it serves and its engine moves.
+    """Answers the health service: the server is up while it serves and its models move.
 
     Asked by the name of a phase, it says SERVING of the one the server is in.
     """
@@ -35,17 +44,23 @@ class Lifecycle:
         self.phase = phase
         await self._tell()
 
-    async def watch(self, engine: Engine, limit_s: float, clock: Clock) -> None:
-        """Takes the server down while one step runs for longer than `limit_s`; runs for ever."""
+    async def watch(self, runners: Mapping[str, Stepping], limit_s: float, clock: Clock) -> None:
+        """Takes the server down while a step of one of them runs for longer than `limit_s`.
+
+        Runs for ever. The names of the runners are for the log.
+        """
+        stuck: set[str] = set()
         while True:
             await asyncio.sleep(min(1.0, limit_s / 4))
-            began_ns = engine.step_started_ns
-            is_stuck = began_ns is not None and clock() - began_ns > limit_s * 1e9
-            if is_stuck != self.is_stuck:
-                self.is_stuck = is_stuck
-                logger.error(
-                    "watchdog step=%d %s", engine.steps, "is stuck" if is_stuck else "has ended"
-                )
+            for name, runner in runners.items():
+                began_ns = runner.step_started_ns
+                is_stuck = began_ns is not None and clock() - began_ns > limit_s * 1e9
+                if is_stuck != (name in stuck):
+                    stuck ^= {name}
+                    how = "is stuck" if is_stuck else "has ended"
+                    logger.error("watchdog %s step=%d %s", name, runner.steps, how)
+            if self.is_stuck != bool(stuck):
+                self.is_stuck = bool(stuck)
                 await self._tell()
 
     async def _tell(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 
-from cloud_server.engine import StepReport
+from cloud_server.jobs import StepReport
 from common.errors import OutriderError, leaves
 from common.types import Draft, Outcome, ServerInfo, Verdict, VerificationParams
 

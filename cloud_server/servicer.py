@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
 
 from cloud_server.authentication import client_of
-from cloud_server.generate import StockGenerator, StockRequest
-from cloud_server.host import Host, LiveSession
+from cloud_server.generate import StockGenerator
+from cloud_server.host import Host
+from cloud_server.stock import StockTurns
+from cloud_server.unary import UnarySessions
 from common import wire
 from common.errors import (
     EvictedError,
@@ -23,7 +22,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
-from common.types import GeneratedTokens, GenerateMode, OpenSession
+from common.types import GenerateMode
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
 
@@ -46,39 +45,32 @@ async def _refused(error: OutriderError) -> pb.VerifyBatchResult:
     return pb.VerifyBatchResult(error=wire.error_to_proto(error))
 
 
-@dataclass(slots=True)
-class _UnarySession:
-    """Is a session reached by its token instead of a stream, and only by who opened it."""
-
-    client: str
-    live: LiveSession
-    stack: AsyncExitStack
-    used_ns: int
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-
 class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     """Serves the contract of proto/outrider/v1/verifier.proto."""
 
-    def __init__(self, host: Host | None = None, stock: StockGenerator | None = None) -> None:
+    def __init__(self) -> None:
         """Answers every call with UnavailableError until it has its parts (`begin`)."""
-        self._parts = None if host is None or stock is None else (host, stock)
-        self._stock_turn = asyncio.Lock()
-        self._unary: dict[bytes, _UnarySession] = {}
+        self._parts: tuple[Host, StockTurns, UnarySessions] | None = None
 
-    def begin(self, host: Host, stock: StockGenerator) -> None:
-        """Serves from now on."""
-        self._parts = host, stock
+    def begin(self, host: Host, stock: StockGenerator) -> UnarySessions:
+        """Serves from now on; returns the sessions that are no call's, for who ends them."""
+        unary = UnarySessions(host)
+        self._parts = host, StockTurns(host, stock), unary
+        return unary
 
     @property
     def _host(self) -> Host:
         return self._ready()[0]
 
     @property
-    def _stock(self) -> StockGenerator:
+    def _stock(self) -> StockTurns:
         return self._ready()[1]
 
-    def _ready(self) -> tuple[Host, StockGenerator]:
+    @property
+    def _unary(self) -> UnarySessions:
+        return self._ready()[2]
+
+    def _ready(self) -> tuple[Host, StockTurns, UnarySessions]:
         if self._parts is None:
             raise UnavailableError("this server is still loading its model; ask again in a moment")
         return self._parts
@@ -154,9 +146,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                     for entry, token in zip(request.entries, opened, strict=True)
                 )
             )
-        except BaseException:  # the caller left, or is told an error: it never learns the tokens
+        except BaseException as error:  # the caller left, or is told: it never learns the tokens
             for token in new:
-                await self._close_unary(token)
+                await self._unary.close(token, error)
             raise
         for result in results:
             if result.HasField("error"):
@@ -171,7 +163,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             return entry.session_token
         try:
             opening = wire.open_from_proto(entry.open, self._host.wire_limits)
-            new.append(await self._open_unary(client, opening))
+            new.append(await self._unary.open(client, opening))
         except OutriderError as error:
             return error
         return new[-1]
@@ -179,108 +171,46 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def _verify_entry(
         self, entry: pb.VerifyBatchEntry, client: str, token: bytes, deadline_ns: int | None
     ) -> pb.VerifyBatchResult:
-        session = self._unary.get(token)
-        if session is None or session.client != client:
+        session = self._unary.get(client, token)
+        if session is None:
             return pb.VerifyBatchResult(error=_NOT_FOUND)
         result = pb.VerifyBatchResult(session_token=token)
         try:
-            async with session.lock:
-                if self._unary.get(token) is not session:  # ended while this entry waited
+            async with self._unary.using(session):
+                if self._unary.get(client, token) is not session:  # ended while this entry waited
                     return pb.VerifyBatchResult(error=_NOT_FOUND)
-                session.used_ns = self._host.clock()
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
                     result.verdict.CopyFrom(
                         wire.verdict_to_proto(await session.live.verify(draft, deadline_ns))
                     )
         except OutriderError as error:
-            await self._close_unary(token)
+            await self._unary.close(token, error)
             return await _refused(error)
         except Exception as error:  # a fault of ours in one entry must not end the others
             logger.error("an entry of a batch failed", exc_info=error)
-            await self._close_unary(token)
-            return await _refused(InternalError(f"{type(error).__name__}: {error}"))
+            ours = InternalError(f"{type(error).__name__}: {error}")
+            await self._unary.close(token, ours)
+            return await _refused(ours)
         if entry.close:
-            await self._close_unary(token)
+            await self._unary.close(token)
             result.session_token = b""
         return result
-
-    async def _open_unary(self, client: str, opening: OpenSession) -> bytes:
-        stack = AsyncExitStack()
-        live = await stack.enter_async_context(self._host.open(opening, client))
-        token = secrets.token_bytes(16)
-        self._unary[token] = _UnarySession(client, live, stack, self._host.clock())
-        return token
-
-    async def _close_unary(self, token: bytes) -> None:
-        if (session := self._unary.pop(token, None)) is not None:
-            await session.stack.aclose()
-
-    async def close(self) -> None:
-        """Ends all unary sessions that no call is using."""
-        for token, session in list(self._unary.items()):
-            if not session.lock.locked():
-                await self._close_unary(token)
-
-    async def expire_idle(self) -> None:
-        """Ends unary sessions nobody uses, for as long as the server runs."""
-        idle_seconds = self._host.limits.idle_session_seconds
-        while True:
-            await asyncio.sleep(idle_seconds / 4)
-            deadline = self._host.clock() - int(idle_seconds * 1e9)
-            for token, session in list(self._unary.items()):
-                if session.used_ns < deadline and not session.lock.locked():
-                    del self._unary[token]
-                    error = EvictedError("nothing was asked of it for too long")
-                    self._host.metrics.errors.labels(error.reason).inc()
-                    await session.stack.__aexit__(type(error), error, None)
 
     async def Generate(
         self, request: pb.GenerateRequest, context: Context
     ) -> AsyncIterator[pb.GenerateResponse]:
         """Streams one of the cloud arms."""
         mode, opening = wire.generate_from_proto(request, self._host.wire_limits)
-        if mode is GenerateMode.STOCK:
-            async for tokens in self._generate_stock(opening, client_of(context)):
-                yield wire.generated_to_proto(tokens)
-            return
         client = client_of(context)
+        if mode is GenerateMode.STOCK:
+            async with self._stock.open(opening, client) as pieces:
+                async for tokens in pieces:
+                    yield wire.generated_to_proto(tokens)
+            return
         async with self._host.open(opening, client, self._deadline(context)) as live:
             async for tokens in live.decode():
                 yield wire.generated_to_proto(tokens)
-
-    async def _generate_stock(
-        self, opening: OpenSession, client: str
-    ) -> AsyncIterator[GeneratedTokens]:
-        """Runs stock generate when its turn comes, and streams what it makes."""
-        made: asyncio.Queue[GeneratedTokens | None] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def tell(tokens: GeneratedTokens) -> None:
-            loop.call_soon_threadsafe(made.put_nowait, tokens)
-
-        state = self._host.new_state(opening)
-        request = StockRequest(
-            tokens=tuple(state.history),
-            sampling=state.sampling,
-            prompt_length=state.prompt_length,
-            stopper=state.stopper,
-            arrived_ns=self._host.clock(),
-            tell=tell,
-        )
-        self._host.metrics.prompt_tokens.inc(len(state.history))
-        with self._host.admit(client, len(state.history), "stock"):
-            async with self._stock_turn:
-                running = asyncio.ensure_future(asyncio.to_thread(self._stock.run, request))
-                running.add_done_callback(lambda _: made.put_nowait(None))
-                try:
-                    while (tokens := await made.get()) is not None:
-                        self._host.metrics.generation_tokens.inc(len(tokens.token_ids))
-                        yield tokens
-                    await running
-                finally:
-                    request.cancelled.set()
-                    await asyncio.wait([running])
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Returns logits of a few tokens after a context, and how probable a text is there."""

@@ -56,7 +56,7 @@ class CloudSection(Section):
     max_new_tokens: Count | None = None  # None: what the model's context holds
     max_draft_tokens: Annotated[int, Field(ge=0, le=1024)] = 32
     max_message_bytes: Count = 4 * 1024 * 1024
-    idle_session_seconds: Seconds = 300.0  # a session unused for so long is ended
+    idle_session_seconds: Seconds = 300.0  # a session unused or unread for so long is ended
     watchdog_seconds: Seconds = 120.0  # one step that takes longer makes the server unhealthy
     drain_seconds: Seconds = 30.0  # how long SIGTERM waits for work in hand
     redirect: str | None = None  # HOST:PORT of the server that takes over when this one drains

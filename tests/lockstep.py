@@ -23,7 +23,8 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor
 
 from cloud_server.acceptance import Judged
-from cloud_server.engine import Engine, Job
+from cloud_server.engine import Engine
+from cloud_server.jobs import Job
 from cloud_server.sessions import TargetSession
 from common.errors import OutriderError
 from common.lm.runner import LanguageModel, Segment

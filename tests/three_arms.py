@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from cloud_server.admission import Admission
-from cloud_server.app import describe
+from cloud_server.description import describe
 from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -10,10 +11,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -24,9 +27,12 @@ from outrider.v1.verifier_pb2_grpc import VerifierStub
 from tests.integration.processes import ENVIRONMENT, Server, serving
 from tests.integration.test_service import Session, generate, opening, refusal, verify
 from tests.models import Pair
-from tests.robustness.watching import wait_for_rest
+from tests.robustness.clients import EOF, connected
+from tests.robustness.test_slow_clients import SMALL_WINDOW
+from tests.robustness.watching import metric, wait_for_rest
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
+EVICTED = 'outrider_request_errors_total{reason="EVICTED"}'
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +116,69 @@ def test_a_stream_that_names_no_session_is_ended(stub: VerifierStub) -> None:
     assert (code, error and error.reason) == ("ABORTED", "EVICTED")
 
 
+@pytest.fixture(scope="module")
+def impatient_server(tiny_pair: Pair) -> Iterator[Server]:
+    with serving(tiny_pair.target, "--set", "cloud.idle_session_seconds=0.3") as running:
+        yield running
+
+
+def endings(server: Server) -> list[str]:
+    """Returns the reasons for which sessions ended, in their order."""
+    return [line.split("reason=")[1].split()[0] for line in server.log if "reason=" in line]
+
+
+async def evicted_for_not_reading(server: Server) -> None:
+    """Waits until the server has counted one more eviction, and holds nothing any more."""
+    before = metric(server, EVICTED)
+    while metric(server, EVICTED) == before:
+        await asyncio.sleep(0)
+    assert await asyncio.to_thread(wait_for_rest, server) == {}
+    assert endings(server)[-1] == "EVICTED"
+
+
+async def read_to_the_end(call: Any) -> None:
+    while await call.read() is not EOF:
+        pass
+
+
+@pytest.mark.parametrize("mode", ["STOCK", "OPTIMIZED"])
+def test_a_generation_that_nobody_reads_is_ended_with_the_reason(
+    impatient_server: Server, mode: str
+) -> None:
+    async def run() -> None:
+        async with connected(impatient_server.address, *SMALL_WINDOW) as stub:
+            request = pb.GenerateRequest(mode=f"GENERATE_MODE_{mode}", open=opening(1000))
+            call: Any = stub.Generate(request)
+            await evicted_for_not_reading(impatient_server)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await read_to_the_end(call)
+            assert caught.value.code() is grpc.StatusCode.ABORTED
+            assert "no answer was read for 0.3 s" in str(caught.value.details())
+
+    asyncio.run(run())
+
+
+def test_a_session_that_goes_on_asking_and_reads_no_answer_is_ended(
+    impatient_server: Server,
+) -> None:
+    async def ask_on(call: Any) -> None:
+        # The model works once; each repeat is answered from memory.
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # once it is ended
+            while True:
+                await call.write(pb.SessionRequest(verify=verify(1, 3, [])))
+
+    async def run() -> None:
+        async with connected(impatient_server.address, *SMALL_WINDOW) as stub:
+            call: Any = stub.Session()
+            await call.write(pb.SessionRequest(open=opening()))
+            asking = asyncio.ensure_future(ask_on(call))
+            await evicted_for_not_reading(impatient_server)
+            call.cancel()
+            await asking
+
+    asyncio.run(run())
+
+
 def test_a_score_is_no_longer_than_a_prompt_may_be(stub: VerifierStub) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stub.Score(pb.ScoreRequest(context_token_ids=[5] * 21, token_ids=[7]), timeout=60)
@@ -173,6 +242,46 @@ def test_a_draining_server_refuses_new_sessions_and_finishes_those_it_has(tiny_p
         session.half_close()
         assert list(session.call) == []
         assert server.process.wait(60) == 0
+
+
+def batch(stub: VerifierStub, **entry: Any) -> pb.VerifyBatchResult:
+    request = pb.VerifyBatchRequest(entries=[pb.VerifyBatchEntry(**entry)])
+    (result,) = stub.VerifyBatch(request, timeout=60).results
+    return result
+
+
+def test_a_draining_server_keeps_a_unary_session_that_is_used_and_ends_one_that_is_not(
+    tiny_pair: Pair,
+) -> None:
+    with (
+        serving(tiny_pair.target, "--set", "cloud.drain_seconds=1000") as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = VerifierStub(channel)
+        batch(stub, open=opening())
+        used = batch(stub, open=opening(200)).session_token
+        server.process.send_signal(signal.SIGTERM)
+        while is_serving(channel):
+            pass
+        for step in range(100):  # as a client goes on that is in the middle of a text
+            result = batch(stub, session_token=used, verify=verify(1 + step, 3 + step, []))
+            assert result.verdict.outcome == pb.OUTCOME_VERIFIED
+        assert batch(stub, session_token=used, close=True).error.reason == ""
+        assert server.process.wait(60) == 0  # drain_seconds is far: the other one was ended
+    assert sorted(endings(server)) == ["DONE", "EVICTED"]
+
+
+def test_what_ended_a_unary_session_stands_in_the_log(tiny_pair: Pair) -> None:
+    with (
+        serving(tiny_pair.target) as server,
+        grpc.insecure_channel(server.address) as channel,
+    ):
+        stub = VerifierStub(channel)
+        assert batch(stub, open=opening(), close=True).error.reason == ""
+        failed = batch(stub, open=opening(), verify=verify(1, 1, []))
+        assert failed.error.reason == "INVALID_REQUEST"
+        batch(stub, open=opening())  # and leaves it
+    assert endings(server) == ["DONE", "INVALID_REQUEST", "EVICTED"]
 
 
 def test_a_second_sigterm_ends_it_with_sessions_open(tiny_pair: Pair) -> None:

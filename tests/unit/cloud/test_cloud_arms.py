@@ -11,9 +11,9 @@ from typing import Any, cast
 
 from cloud_server.acceptance import Judged
 from cloud_server.admission import Guest
-from cloud_server.engine import Job
 from cloud_server.generate import StockGenerator, StockRequest
-from cloud_server.host import Host, LiveSession
+from cloud_server.jobs import Job
+from cloud_server.live import LiveSession
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import TargetSession
 from common.lm.compatibility import stock_logits
@@ -46,9 +46,7 @@ def test_each_streamed_piece_begins_when_the_one_before_was_done() -> None:
         state = TargetSession(
             opening, context_length=99, model_eos=(), detokenizer=lambda: lambda token: ""
         )
-        pieces: Any = LiveSession(
-            cast(Host, cast(Any, host)), state, 0, Guest("here", 0), None
-        ).decode()
+        pieces: Any = LiveSession(cast(Any, host), state, 0, Guest("here", 0), None).decode()
         waiting = asyncio.ensure_future(anext(pieces))
         await asyncio.sleep(0)
         (first,) = submitted
@@ -60,6 +58,24 @@ def test_each_streamed_piece_begins_when_the_one_before_was_done() -> None:
 
     first, following = asyncio.run(second_job())
     assert following.arrived_ns == first.arrived_ns + 77
+
+
+def test_the_cloud_arm_says_since_when_its_step_runs() -> None:
+    ticks = itertools.count(1000, 1000)
+    described = loaded(copy.deepcopy(tiny("llama")))
+    generator = StockGenerator(described.model, described.vocab_size, lambda: next(ticks))
+    seen: list[tuple[int, int | None]] = []
+
+    def tell(_: GeneratedTokens) -> None:
+        seen.append((generator.steps, generator.step_started_ns))
+
+    stopper = Stopper(StopParams(3, ()), model_eos=(), room=99)
+    generator.run(StockRequest(PROMPT, len(PROMPT), SamplingParams(), stopper, 0, tell))
+    assert [steps for steps, _ in seen] == [2, 3, 4]  # each token is told in the next one's step
+    started = [at for _, at in seen]
+    assert None not in started
+    assert len(set(started)) == 3
+    assert generator.step_started_ns is None
 
 
 def test_a_checkpoints_generation_config_does_not_reach_the_cloud_arm() -> None:

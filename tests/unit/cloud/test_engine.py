@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cloud_server.acceptance import Check, Judged
-from cloud_server.engine import SCORED_CHUNK, Engine, Job, Scores, StepReport
+from cloud_server.engine import Engine
+from cloud_server.jobs import Job, StepReport
+from cloud_server.scoring import SCORED_CHUNK, Scores, Scoring
 from common.errors import (
     DeadlineError,
     InternalError,
@@ -288,13 +290,13 @@ def test_scores_are_the_stock_logits() -> None:
     tokens = list(range(1, 11))
     found: list[Scores] = []
     failed: list[OutriderError] = []
-    bench.engine.score(tokens, [7, 300], [], found.append, failed.append)
+    bench.engine.score(Scoring(tokens, [7, 300], [], found.append, failed.append))
     bench.score()
     logits = stock_logits(bench.model.loaded, tokens)[-1]
     assert found[0].logits == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
     assert found[0].text_logprobs == ()
     assert bench.model.cache.sessions == ()
-    bench.engine.score([], [7], [], found.append, failed.append)
+    bench.engine.score(Scoring([], [7], [], found.append, failed.append))
     bench.score()
     assert len(failed) == 1
 
@@ -304,7 +306,9 @@ def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
     bench = Bench()
     context, text = [3, 1, 4], [1 + (7 * at) % 290 for at in range(length)]
     found: list[Scores] = []
-    bench.engine.score(context, [], text, found.append, lambda error: pytest.fail(str(error)))
+    bench.engine.score(
+        Scoring(context, [], text, found.append, lambda error: pytest.fail(str(error)))
+    )
     bench.score()
     rows = stock_logits(bench.model.loaded, [*context, *text]).double().log_softmax(-1)
     expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
@@ -317,10 +321,10 @@ def test_a_score_leaves_room_for_steps_between_its_forwards_and_for_other_scores
     done: list[str] = []
     refuse = pytest.fail
     for name, length in (("long", 5 * CHUNK), ("short", CHUNK)):
-        bench.engine.score(
+        bench.engine.score(Scoring(
             [3] * length, [7], [], lambda _, name=name: done.append(name),  # type: ignore[misc]
             lambda error: refuse(str(error)),
-        )  # fmt: skip
+        ))  # fmt: skip
     bench.submit(bench.job("verify", bench.open(), [5, 6, 7], 1))
     while bench.engine._scorings or bench.engine._jobs:
         if bench.engine._jobs:
@@ -333,7 +337,7 @@ def test_a_score_leaves_room_for_steps_between_its_forwards_and_for_other_scores
 def test_a_score_under_way_is_failed_when_the_engine_stops() -> None:
     bench = Bench()
     failed: list[OutriderError] = []
-    bench.engine.score([3] * 20, [7], [], pytest.fail, failed.append)  # type: ignore[arg-type]
+    bench.engine.score(Scoring([3] * 20, [7], [], pytest.fail, failed.append))  # type: ignore[arg-type]
     bench.engine._take_inbox()
     bench.engine._score_on()
     bench.engine._halt()
@@ -405,11 +409,12 @@ def test_a_score_that_is_left_or_late_is_run_no_further(how: str) -> None:
     failed: list[OutriderError] = []
     found: list[Scores] = []
     deadline_ns = 1 if how == "late" else None
-    unwanted = bench.engine.score([3] * 20, [7], [], found.append, failed.append, deadline_ns)
+    scoring = Scoring([3] * 20, [7], [], found.append, failed.append, deadline_ns)
+    bench.engine.score(scoring)
     bench.engine._take_inbox()
     if how == "unwanted":
         bench.engine._score_on()
-        unwanted.set()
+        scoring.unwanted.set()
     bench.engine._score_on()
     assert [type(error) for error in failed] == [DeadlineError]
     assert not found

@@ -13,8 +13,8 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from cloud_server.access import Access
-from cloud_server.app import SERVICE, _grpc_server
 from cloud_server.lifecycle import Lifecycle
+from cloud_server.listening import SERVICE, grpc_server
 from cloud_server.metrics import PHASES, Metrics
 from cloud_server.servicer import VerifierServicer
 from common.config import CloudSection
@@ -45,12 +45,18 @@ def test_each_phase_is_told_by_its_name_and_only_serving_is_healthy() -> None:
     asyncio.run(ask())
 
 
-def test_a_step_that_does_not_end_takes_the_server_out_of_health_until_it_does() -> None:
+@pytest.mark.parametrize("name", ["engine", "stock"])
+def test_a_step_that_does_not_end_takes_the_server_out_of_health_until_it_does(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     async def watch() -> None:
         lifecycle = Lifecycle(SERVICE, Metrics())
         await lifecycle.enter("serving")
-        engine: Any = SimpleNamespace(step_started_ns=None, steps=7)
-        watching = asyncio.create_task(lifecycle.watch(engine, 0.001, lambda: 5_000_000))
+        runners: Any = {
+            name: SimpleNamespace(step_started_ns=None, steps=7) for name in ("engine", "stock")
+        }
+        runner = runners[name]
+        watching = asyncio.create_task(lifecycle.watch(runners, 0.001, lambda: 5_000_000))
 
         async def until(stuck: bool) -> None:
             while lifecycle.is_stuck is not stuck:
@@ -58,17 +64,21 @@ def test_a_step_that_does_not_end_takes_the_server_out_of_health_until_it_does()
             await asyncio.sleep(0)
             assert await said(lifecycle, "") is not stuck
 
-        engine.step_started_ns = 4_500_000  # half of what it may take
+        runner.step_started_ns = 4_500_000  # half of what it may take
         for _ in range(100):
             await asyncio.sleep(0)
         await until(stuck=False)
-        engine.step_started_ns = 3_000_000
+        runner.step_started_ns = 3_000_000
         await until(stuck=True)
-        engine.step_started_ns = None
+        runner.step_started_ns = None
         await until(stuck=False)
         watching.cancel()
 
     asyncio.run(watch())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"watchdog {name} step=7 is stuck",
+        f"watchdog {name} step=7 has ended",
+    ]
 
 
 def test_a_server_that_is_loading_answers_health_and_nothing_else() -> None:
@@ -76,7 +86,7 @@ def test_a_server_that_is_loading_answers_health_and_nothing_else() -> None:
         cloud, metrics, access = CloudSection(listen="127.0.0.1:0"), Metrics(), Access(None, None)
         lifecycle, servicer = Lifecycle(SERVICE, metrics), VerifierServicer()
         async with (
-            _grpc_server(cloud, servicer, lifecycle, metrics, access) as (_, address),
+            grpc_server(cloud, servicer, lifecycle, metrics, access) as (_, address),
             grpc.aio.insecure_channel(address) as channel,
         ):
             health: Any = HealthStub(channel)

@@ -11,8 +11,8 @@ import pytest
 
 from cloud_server.acceptance import Judged
 from cloud_server.admission import Admission
-from cloud_server.engine import Job
-from cloud_server.host import Host, LiveSession
+from cloud_server.jobs import Job
+from cloud_server.live import LiveSession
 from cloud_server.metrics import Metrics
 from cloud_server.sessions import TargetSession
 from common.config import CloudSection
@@ -32,7 +32,7 @@ class Rig:
         self.admission = Admission(LIMITS)
         ticks = itertools.count(0, 1000)
         self.host = cast(
-            Host,
+            Any,
             SimpleNamespace(
                 clock=lambda: next(ticks),
                 engine=SimpleNamespace(submit=self.jobs.append, withdraw=self.withdrawn.append),

@@ -56,10 +56,16 @@ class SilentHost:
         await asyncio.Event().wait()
 
 
+def serving(host: Any) -> VerifierServicer:
+    servicer = VerifierServicer()
+    servicer.begin(host, stock=Any)  # type: ignore[arg-type]
+    return servicer
+
+
 def test_a_batch_whose_caller_leaves_keeps_no_session() -> None:
     async def leave() -> int:
         host: Any = SilentHost()
-        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        servicer = serving(host)
         opening = pb.OpenSession(prompt_token_ids=[5], stop=pb.StopParams(max_new_tokens=8))
         entry = pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=1, position=1))
         request = pb.VerifyBatchRequest(entries=[entry, entry])
@@ -92,7 +98,7 @@ class FaultyHost(SilentHost):
 def test_a_fault_in_one_entry_of_a_batch_ends_that_session_alone() -> None:
     async def ask() -> tuple[pb.VerifyBatchResponse, int]:
         host: Any = FaultyHost()
-        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        servicer = serving(host)
         opening = pb.OpenSession(prompt_token_ids=[5], stop=pb.StopParams(max_new_tokens=8))
         entries = [
             pb.VerifyBatchEntry(open=opening, verify=pb.VerifyRequest(step_id=step, position=1))
@@ -113,7 +119,7 @@ def test_a_fault_in_one_entry_of_a_batch_ends_that_session_alone() -> None:
 def test_a_batch_of_more_entries_than_sessions_is_refused_before_any_is_looked_at() -> None:
     async def ask() -> None:
         host: Any = SilentHost()
-        servicer = VerifierServicer(host, stock=Any)  # type: ignore[arg-type]
+        servicer = serving(host)
         request = pb.VerifyBatchRequest(entries=[pb.VerifyBatchEntry()] * 3)
         context: Any = Caller()
         with pytest.raises(InvalidRequestError, match="entries holds 3"):
