@@ -16,7 +16,7 @@ from cloud_server.admission import Guest
 from cloud_server.jobs import Job
 from cloud_server.sessions import TargetSession
 from common.errors import OutriderError
-from common.types import Draft, GeneratedTokens, StepTiming, Verdict
+from common.types import Draft, GeneratedTokens, Outcome, StepTiming, Verdict
 
 if TYPE_CHECKING:
     from cloud_server.host import Host
@@ -66,18 +66,22 @@ class LiveSession:
 
         self._host.engine.submit(self._job(prompt, len(prompt), None, done, failed))
 
-    async def verify(self, draft: Draft, deadline_ns: int | None = None) -> Verdict:
-        """Answers one verify request; see TargetSession.admit for the errors.
+    async def verify(
+        self, draft: Draft, arrived_ns: int, deadline_ns: int | None = None
+    ) -> Verdict:
+        """Answers one verify request, the session's next; see TargetSession.admit for the errors.
 
         From `deadline_ns` on, or once it is cancelled, nothing of it is run. Raises
         OverloadedError for more confirmed tokens than may wait now.
         """
-        arrived_ns = self._host.clock()
         if draft.confirmed_token_ids:
             self._host.admission.check_tokens(self._guest.client, len(draft.confirmed_token_ids))
         admitted = self.state.admit(draft)
         if isinstance(admitted, Verdict):
-            return admitted
+            if admitted.outcome is Outcome.VERIFIED:
+                return admitted  # once more, as it was
+            waited_ns = self._host.clock() - arrived_ns
+            return replace(admitted, timing=StepTiming(queued_ns=waited_ns, total_ns=waited_ns))
         answer: asyncio.Future[tuple[Judged, StepTiming]]
         answer = asyncio.get_running_loop().create_future()
         resolve, fail = resolving(answer)

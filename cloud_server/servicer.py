@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 
 import grpc.aio
 
+from cloud_server.arrivals import arrivals
 from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
@@ -16,7 +18,6 @@ from cloud_server.stock import StockTurns
 from cloud_server.unary import UnarySessions
 from common import wire
 from common.errors import (
-    EvictedError,
     InternalError,
     InvalidRequestError,
     OutriderError,
@@ -79,43 +80,32 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         self, request_iterator: AsyncIterator[pb.SessionRequest], context: Context
     ) -> AsyncIterator[pb.SessionResponse]:
         """Holds one session: opens it, then answers each verify request in order."""
-        limits = self._host.wire_limits
-        requests = self._not_idle(request_iterator)
-        first = await anext(requests, None)
-        if first is None or first.WhichOneof("message") != "open":
-            raise InvalidRequestError("the first message of a session must be `open`")
-        opening = wire.open_from_proto(first.open, limits)
-        async with self._host.open(opening, client_of(context), self._deadline(context)) as live:
-            live.prefill()
-            yield pb.SessionResponse(
-                opened=pb.SessionOpened(
-                    position=live.state.position, context_length=self._host.info.context_length
+        host = self._host
+        limits, client, deadline_ns = host.wire_limits, client_of(context), self._deadline(context)
+        idle_s = min(OPENING_SECONDS, host.limits.idle_session_seconds)
+        async with aclosing(arrivals(request_iterator, host.clock, lambda: idle_s)) as requests:
+            first = pb.SessionRequest()
+            async for first, _ in requests:
+                break
+            if first.WhichOneof("message") != "open":
+                raise InvalidRequestError("the first message of a session must be `open`")
+            idle_s = host.limits.idle_session_seconds
+            opening = wire.open_from_proto(first.open, limits)
+            async with host.open(opening, client, deadline_ns) as live:
+                live.prefill()
+                yield pb.SessionResponse(
+                    opened=pb.SessionOpened(
+                        position=live.state.position, context_length=host.info.context_length
+                    )
                 )
-            )
-            async for request in requests:
-                if request.WhichOneof("message") != "verify":
-                    raise InvalidRequestError("a session is opened once; send `verify` messages")
-                verdict = await live.verify(wire.draft_from_proto(request.verify, limits))
-                yield pb.SessionResponse(verdict=wire.verdict_to_proto(verdict))
-
-    async def _not_idle(
-        self, requests: AsyncIterator[pb.SessionRequest]
-    ) -> AsyncIterator[pb.SessionRequest]:
-        """Passes requests on; raises EvictedError when none comes for too long."""
-        idle_s = min(OPENING_SECONDS, self._host.limits.idle_session_seconds)
-        while True:
-            try:
-                async with asyncio.timeout(idle_s):
-                    request = await anext(requests)
-            except StopAsyncIteration:
-                return
-            except TimeoutError:
-                raise EvictedError(
-                    f"nothing was asked for {idle_s:g} s (cloud.idle_session_seconds); open the "
-                    "session again with all its tokens"
-                ) from None
-            idle_s = self._host.limits.idle_session_seconds
-            yield request
+                async for request, arrived_ns in requests:
+                    if request.WhichOneof("message") != "verify":
+                        raise InvalidRequestError(
+                            "a session is opened once; send `verify` messages"
+                        )
+                    draft = wire.draft_from_proto(request.verify, limits)
+                    verdict = await live.verify(draft, arrived_ns)
+                    yield pb.SessionResponse(verdict=wire.verdict_to_proto(verdict))
 
     def _deadline(self, context: Context) -> int | None:
         """Returns when the call must be over, on this server's clock; None when it may last."""
@@ -171,6 +161,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def _verify_entry(
         self, entry: pb.VerifyBatchEntry, client: str, token: bytes, deadline_ns: int | None
     ) -> pb.VerifyBatchResult:
+        arrived_ns = self._host.clock()
         session = self._unary.get(client, token)
         if session is None:
             return pb.VerifyBatchResult(error=_NOT_FOUND)
@@ -182,7 +173,9 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 if entry.HasField("verify"):
                     draft = wire.draft_from_proto(entry.verify, self._host.wire_limits)
                     result.verdict.CopyFrom(
-                        wire.verdict_to_proto(await session.live.verify(draft, deadline_ns))
+                        wire.verdict_to_proto(
+                            await session.live.verify(draft, arrived_ns, deadline_ns)
+                        )
                     )
         except OutriderError as error:
             await self._unary.close(token, error)

@@ -17,8 +17,8 @@ from common.types import (
     VerificationMode,
     VerificationParams,
 )
-from edge_client.arms import Arm, Drafting, build_arms
 from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.arms import Arm, Drafting, build_arms
 from edge_client.draft_length import FixedPace, Pace
 from edge_client.drafter import Drafter, EdgeModel
 from edge_client.policy import Doubt, DraftPolicy, Gate

@@ -66,9 +66,7 @@ def tokens_a_round(situation: Situation, length: int) -> float:
 
 def tokens_a_second(situation: Situation, length: int, ahead: int) -> float:
     """Returns the expected rate of drafts of `length`, `ahead` of them sent before a verdict."""
-    latency = (
-        length * situation.draft_s + situation.network_s + situation.server_s(length + 1)
-    )
+    latency = length * situation.draft_s + situation.network_s + situation.server_s(length + 1)
     expected = tokens_a_round(situation, length)
     if ahead == 0:
         return expected / latency

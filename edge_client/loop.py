@@ -30,9 +30,9 @@ class Step:
     let pass was not `asked` about: it is no round, and nobody accepted it. `text` is what
     these tokens made certain, not their own: a half character, or what may begin a stop
     string, waits. `drafting` is when the draft was made: all since the draft before it was
-    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead` says that it was sent
-    before the verdict on the one before it, and `num_wasted_tokens` counts the guesses that this
-    verdict threw away, in flight and unsent ones among them.
+    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead`
+    says that it was sent before the verdict on the one before it, and `num_wasted_tokens` counts
+    the guesses that this verdict threw away, in flight and unsent ones among them.
     """
 
     token_ids: tuple[int, ...]

@@ -68,7 +68,7 @@ async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
                 prompt_length=session.prompt_length,
             )
             session.guess(drafted.token_ids)
-            settled = session.apply(await live.verify(session.next_draft()))
+            settled = session.apply(await live.verify(session.next_draft(), host.clock()))
             if settled.finish_reason is not None:
                 return list(session.history[len(run.opening.prompt_token_ids) :])
 

@@ -224,7 +224,9 @@ def test_every_configuration_key_named_exists() -> None:
 
 def test_every_setting_refused_in_this_version_is_named() -> None:
     running = _text(ROOT / "docs" / "running.md")
-    _assert_none([Found("docs/running.md", key) for key in configuration._BUILT if f"`{key}" not in running])
+    _assert_none(
+        [Found("docs/running.md", key) for key in configuration._BUILT if f"`{key}" not in running]
+    )
 
 
 def test_every_make_target_named_exists() -> None:

@@ -80,7 +80,7 @@ def test_a_verify_is_in_flight_until_it_is_answered_with_its_prompt_counted_once
         with rig.admission.guest("a", 0, 0) as guest:
             session = rig.session(guest)
             session.prefill()
-            verifying = asyncio.create_task(session.verify(Draft(1, 6, 0, (8, 9))))
+            verifying = asyncio.create_task(session.verify(Draft(1, 6, 0, (8, 9)), 0))
             await settled()
             assert guest.in_flight == 5 + 1 + 2
             rig.jobs[0].then(None, StepTiming())
@@ -97,7 +97,7 @@ def test_a_verify_that_is_left_leaves_the_queue_and_has_its_own_deadline() -> No
     async def leave() -> None:
         rig = Rig()
         with rig.admission.guest("a", 0, 0) as guest:
-            verifying = asyncio.create_task(rig.session(guest).verify(Draft(1, 6, 0), 5))
+            verifying = asyncio.create_task(rig.session(guest).verify(Draft(1, 6, 0), 0, 5))
             await settled()
             assert rig.jobs[0].deadline_ns == 5
             verifying.cancel()
@@ -115,7 +115,7 @@ def test_confirmed_tokens_count_against_the_limits_and_nothing_has_changed() -> 
         with rig.admission.guest("a", 0, 0) as guest, rig.admission.guest("a", 15, 0):
             session = rig.session(guest)
             with pytest.raises(OverloadedError, match=r"cloud\.max_client_tokens"):
-                await session.verify(Draft(1, 6, 0, confirmed_token_ids=(1,) * 6))
+                await session.verify(Draft(1, 6, 0, confirmed_token_ids=(1,) * 6), 0)
             assert session.state.position == 6
             assert rig.jobs == []
 

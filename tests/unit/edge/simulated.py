@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from common.stopping import Stopper
-from common.types import Draft, OpenSession, SamplingParams, StepTiming, StopParams, Verdict
+from common.types import Draft, OpenSession, SamplingParams, StepTiming, StopParams
 from edge_client.draft_length import Pace
 from edge_client.link import Answer
 from edge_client.loop import Step, speculate
