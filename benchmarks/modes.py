@@ -86,6 +86,7 @@ def summary_of(setting: Setting, server: str, folder: Path, limit: int) -> dict[
     command += ["--draft", str(DEMO / "draft"), "--prompts", str(DEMO / "prompts.jsonl")]
     command += ["--arms", "cloud,speculative", "--seed", str(SEED), "--limit", str(limit)]
     command += ["--temperature", str(setting.temperature), "--out", str(folder)]
+    command += ["--set", "drafting.length=4", "--set", "network.pipeline=0"]
     for key, value in setting.keys.items():
         command += ["--set", f"{key}={value}"]
     subprocess.run(command, check=True, capture_output=True, text=True)

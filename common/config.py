@@ -98,7 +98,7 @@ class DecodingSection(Section):
 class DraftingSection(Section):
     """Configures how many tokens are drafted a round (the draft length)."""
 
-    length: Annotated[int, Field(ge=0, le=1024)] | Literal["adaptive"] = 4
+    length: Annotated[int, Field(ge=0, le=1024)] | Literal["adaptive"] = "adaptive"
     stop: Literal["none", "confidence"] = "none"
     confidence_threshold: Share = 0.4  # a guess less probable than this ends the draft
     candidates: Annotated[int, Field(ge=1, le=MAX_CANDIDATES)] = 32  # of a guess, in rejection

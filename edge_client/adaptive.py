@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from edge_client.expectation import Situation, drafts_ahead, tokens_a_second
+from edge_client.expectation import Outlook, Situation
 from edge_client.loop import Step
 
-MOST_ADAPTIVE = 32
-"""The longest draft that is considered."""
+ADAPTIVE_LENGTHS = (*range(7), 8, 10, 12, 16, 20, 24, 32)
+"""Draft lengths that are considered: all short ones, and long ones by steps that matter."""
 FIRST_DRAFT_S = 0.004
 """How long a draft may take to make while the link is not known: about what a target takes."""
 MOST_AHEAD = 32
@@ -38,6 +38,8 @@ class AdaptivePace:
         self._server = _Line()
         self._draft_s: deque[float] = deque(maxlen=RECENT)
         self._network_s: deque[float] = deque(maxlen=RECENT)
+        self._client_s: deque[float] = deque(maxlen=RECENT)
+        self._received_ns: int | None = None  # when the verdict before came
         self._rounds = 0
         # At first asks at once for what the target itself would say, and drafts on meanwhile.
         self._length = self._lengths[0]
@@ -65,6 +67,7 @@ class AdaptivePace:
 
     def learn(self, step: Step) -> None:
         """Takes note of a round; what was overtaken or mended tells nothing."""
+        before, self._received_ns = self._received_ns, step.received_ns
         if not step.token_ids or step.timing is None or step.elapsed_ns is None:
             return
         drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
@@ -75,6 +78,8 @@ class AdaptivePace:
             self._server = _Line()  # the first round waited for the prompt
         own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
         self._server.add(drafted + 1, own_ns / 1e9)
+        if before is not None and not step.ahead:
+            self._client_s.append(_elsewhere_ns(step, before) / 1e9)
         self._choose()
 
     def situation(self) -> Situation | None:
@@ -89,22 +94,32 @@ class AdaptivePace:
             target_s=fixed,
             target_token_s=each,
             acceptance=self._acceptance.by_position(),
+            client_s=max(0.0, median(self._client_s)) if self._client_s else 0.0,
         )
 
     def _choose(self) -> None:
         situation = self.situation()
         assert situation is not None  # a round was just added
 
+        outlook = Outlook(situation, self._lengths[-1])
+
         def aheads(length: int) -> tuple[int, ...]:
             if self._given_ahead is not None:
                 return (self._given_ahead,)
-            return drafts_ahead(situation, length, MOST_AHEAD)
+            return outlook.drafts_ahead(length, MOST_AHEAD)
 
         _, self._length, self._ahead = max(
-            (tokens_a_second(situation, length, ahead), length, ahead)
+            (outlook.tokens_a_second(length, ahead), length, ahead)
             for length in self._lengths
             for ahead in aheads(length)
         )
+
+
+def _elsewhere_ns(step: Step, before_ns: int) -> int:
+    """Returns what a round took from the verdict before it on, beyond drafting and its trip."""
+    spans = step.drafting or ()
+    drafting = sum(end - max(begin, before_ns) for begin, end in spans if end > before_ns)
+    return (step.received_ns or 0) - before_ns - drafting - (step.elapsed_ns or 0)
 
 
 class _Acceptance:

@@ -17,7 +17,7 @@ from common.types import (
     VerificationMode,
     VerificationParams,
 )
-from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.arms import Arm, Drafting, build_arms
 from edge_client.draft_length import FixedPace, Pace
 from edge_client.drafter import Drafter, EdgeModel
@@ -25,6 +25,9 @@ from edge_client.policy import Doubt, DraftPolicy, Gate
 from edge_client.resume import ResilientCloud
 from edge_client.text import TextEncoder
 from edge_client.transport import CloudConnection
+
+UNADAPTED_LENGTH = 4
+"""Tokens drafted a round where `adaptive` would make a text depend on the link."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,16 +121,15 @@ def stop_params(decoding: DecodingSection) -> StopParams:
 
 def _pace(config: Config, server: ServerInfo | None) -> Pace:
     asked, pipeline = config.drafting.length, config.network.pipeline
-    most = MOST_ADAPTIVE if server is None else server.max_draft_tokens
-    if config.gate.kind != "none":
-        pipeline = 0
-    if asked == "adaptive":
-        lengths: Sequence[int] = range(min(most, MOST_ADAPTIVE) + 1)
-    elif pipeline == "auto":
-        lengths = (asked,)
-    else:
-        return FixedPace(asked, asked if server is None else most, pipeline)
-    return AdaptivePace(lengths, most, None if pipeline == "auto" else pipeline)
+    if config.verification.mode != "coupled" or config.gate.kind != "none":
+        # There the text depends on where drafts end, and a seed shall give it again.
+        asked = UNADAPTED_LENGTH if asked == "adaptive" else asked
+        pipeline = 0 if pipeline == "auto" else pipeline
+    lengths = ADAPTIVE_LENGTHS if asked == "adaptive" else (asked,)
+    most = lengths[-1] if server is None else server.max_draft_tokens
+    if asked == "adaptive" or pipeline == "auto":
+        return AdaptivePace(lengths, most, None if pipeline == "auto" else pipeline)
+    return FixedPace(asked, most, pipeline)
 
 
 def _drafting(config: Config, server: ServerInfo | None) -> Drafting:

@@ -39,9 +39,8 @@ def test_the_memory_optimized_file_is_smaller_in_what_takes_memory() -> None:
     assert small.cloud.cache_tokens < default.cloud.cache_tokens
     assert small.cloud.prefill_chunk < default.cloud.prefill_chunk
     assert small.cloud.max_sessions < default.cloud.max_sessions
-    assert isinstance(small.drafting.length, int)
-    assert isinstance(default.drafting.length, int)
-    assert small.drafting.length < default.drafting.length
+    assert isinstance(small.drafting.length, int)  # the default goes to as many as help
+    assert small.drafting.length < 4
 
 
 def test_a_bare_off_is_off() -> None:

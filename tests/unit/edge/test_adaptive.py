@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.draft_length import FixedPace, Pace
 from edge_client.expectation import Situation, alone, tokens_a_second
 from tests.unit.edge import pair
@@ -21,7 +21,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def adaptive(ahead: int | None = None) -> AdaptivePace:
-    return AdaptivePace(range(MOST_ADAPTIVE + 1), 64, ahead)
+    return AdaptivePace(ADAPTIVE_LENGTHS, 64, ahead)
 
 
 def world(draft_ms: float, rtt_ms: float, acceptance: float) -> World:
