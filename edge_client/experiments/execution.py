@@ -60,6 +60,7 @@ class Execution:
 
         `announce` hears what is about to run.
         """
+        began = self.clock()
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
@@ -67,11 +68,13 @@ class Execution:
             for prompt in self.prompts:
                 for index in next(orders):
                     announce(f"{names[index]} {prompt.prompt_id}")
-                    for record in self._conversation(prompt, names[index], repeat, order):
+                    for record in self._conversation(prompt, names[index], repeat, order, began):
                         yield record
                         order += 1
 
-    def _conversation(self, prompt: Prompt, arm: str, repeat: int, order: int) -> Iterator[Record]:
+    def _conversation(
+        self, prompt: Prompt, arm: str, repeat: int, order: int, began: int
+    ) -> Iterator[Record]:
         """Yields a record a turn; after a failed turn the others cannot be asked."""
         answers: list[str] = []
         for turn in range(len(prompt.turns)):
@@ -79,12 +82,12 @@ class Execution:
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
-            record = self._generate(unit, prompt, answers)
+            record = self._generate(unit, prompt, answers, began)
             if record.text is not None:
                 answers.append(record.text)
             yield record
 
-    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str]) -> Record:
+    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str], began: int) -> Record:
         token_ids = None
         try:
             token_ids = prompt.encode(self.encoder, answers)
@@ -100,7 +103,13 @@ class Execution:
         except OutriderError as error:
             return error_record(unit, token_ids, f"{error.reason}: {error}")
         return record_from_steps(
-            unit, token_ids, steps, arrivals, self._quality(prompt, unit, steps)
+            unit,
+            token_ids,
+            steps,
+            arrivals,
+            self._quality(prompt, unit, steps),
+            started_ns=started,
+            run_started_ns=began,
         )
 
     def _quality(self, prompt: Prompt, unit: Unit, steps: Sequence[Step]) -> Quality | None:
