@@ -153,9 +153,16 @@ def _charts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, 
     return {
         "speed": charts.speed_chart({arm: n["tokens_per_s"] for arm, n in arms.items()}),
         "ratios": charts.ratio_chart(ratios, medians),
-        "time": charts.time_chart({arm: n["ms_per_token"] for arm, n in arms.items()}),
+        "time": charts.time_chart(
+            {arm: n["ms_per_token"] for arm, n in arms.items()},
+            {arm: _value(n["overlap_ms_per_token"]) for arm, n in arms.items()},
+        ),
         "acceptance": charts.acceptance_chart(by_position or []),
     }
+
+
+def _value(estimate: Mapping[str, Any] | None) -> float:
+    return 0.0 if estimate is None else float(estimate["value"])
 
 
 def _mismatches(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
