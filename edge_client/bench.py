@@ -90,7 +90,7 @@ def bench(options: BenchOptions, config: Config) -> int:
                 device=str(loaded.device),
                 link=options.link,
             ),
-            echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
+            echo=None if parts.cloud is None else parts.cloud.echo,
             interrupted=_heed_ctrl_c(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from common.errors import InternalError, OutriderError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
+from edge_client.experiments.columns import StepColumns, columns
 from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.quality import Quality, QualityMetrics
@@ -46,14 +47,14 @@ class Execution:
         """How many records a whole run has."""
         return sum(len(prompt.turns) for prompt in self.prompts) * len(self.arms) * self.repeats
 
-    def warm_up(self) -> None:
-        """Runs the first prompt once through every arm and forgets it.
+    def warm_up(self, note: Callable[[StepColumns], None]) -> None:
+        """Runs the first prompt once through every arm and forgets it but for what `note` keeps.
 
         Raises what the arm raises.
         """
         for arm in self.arms.values():
-            for _ in arm.run(self._request(self.prompts[0].encode(self.encoder))):
-                pass
+            steps = list(arm.run(self._request(self.prompts[0].encode(self.encoder))))
+            note(columns(steps, [0] * len(steps)))
 
     def records(self, announce: Callable[[str], None]) -> Iterator[Record]:
         """Yields a record for each generation, the arms of a prompt in balanced order.

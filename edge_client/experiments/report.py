@@ -17,6 +17,7 @@ from edge_client.experiments.figures import (
     answer,
     identity,
     identity_line,
+    idle_line,
     promise_of,
 )
 from edge_client.experiments.prompts import Prompt
@@ -79,7 +80,9 @@ def render_report(
         parts=[(part, part.replace("_", " ")) for part in charts.PARTS],
         mismatches=list(_mismatches(summary)),
         exchanges=list(exchanges(summary, records, prompts)),
-        environment=list(flatten(summary["environment"])),
+        idle_line=idle_line(summary),
+        idle_samples=(summary["environment"].get("idle_rtt_ms") or {}).get("samples", []),
+        environment=list(flatten(_without_idle(summary["environment"]))),
     )
 
 
@@ -159,6 +162,10 @@ def _charts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, 
         ),
         "acceptance": charts.acceptance_chart(by_position or []),
     }
+
+
+def _without_idle(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in environment.items() if name != "idle_rtt_ms"}
 
 
 def _value(estimate: Mapping[str, Any] | None) -> float:

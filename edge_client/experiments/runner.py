@@ -19,9 +19,9 @@ from common.errors import PromptError, UnavailableError, UsageError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
-from edge_client.experiments.environment import measure_idle_rtt
 from edge_client.experiments.execution import NOT_RUN, Execution
 from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.idle import COUNT_BETWEEN, Echo, IdleLink, quarters
 from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
 from edge_client.experiments.quality import QualityMetrics, load_metrics
@@ -76,7 +76,7 @@ def run_bench(
     draft_dtype: str | None,
     target_dtype: str | None,
     environment: Mapping[str, Any],
-    echo: Callable[[], object] | None = None,
+    echo: Echo | None = None,
     logit_gap: LogitGap | None = None,
     text_nats: TextNats | None = None,
     metrics: Callable[[], QualityMetrics | None] = load_metrics,
@@ -89,7 +89,7 @@ def run_bench(
     """Runs every arm on every prompt, turn and repeat.
 
     `context_length` is the smaller of the models'; `environment` comes from
-    describe_environment; `echo` makes one round trip on the idle link; `text_nats`
+    describe_environment; `echo` makes a round trip on the idle link; `text_nats`
     None leaves texts unscored; `metrics` loads what compares texts; `clock` returns
     nanoseconds of one monotonic clock; `color` None means on a terminal.
     `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
@@ -115,8 +115,10 @@ def run_bench(
         metrics=metrics(),
     )
     check_usable(directory)
-    execution.warm_up()
-    idle = {"before": measure_idle_rtt(echo, clock) if echo else None, "after": None}
+    idle = IdleLink(echo, clock)
+    execution.warm_up(idle.note)
+    idle.measure("before")
+    pauses = quarters(execution.planned_records)
 
     records: list[Record] = []
     whole = False
@@ -129,8 +131,10 @@ def run_bench(
                     progress.advance()
                     if interrupted():
                         raise KeyboardInterrupt
-            if echo:
-                idle["after"] = measure_idle_rtt(echo, clock)
+                    idle.note(record.steps)
+                    if len(records) in pauses:
+                        idle.measure("between", COUNT_BETWEEN)
+            idle.measure("after")
             if text_nats:
                 with Progress(
                     len(records), stderr or sys.stderr, clock, "texts scored"
@@ -149,7 +153,7 @@ def run_bench(
                 planned_records=execution.planned_records,
                 seed=plan.sampling.seed,
                 environment=dict(environment)
-                | {"started_at": started.isoformat(timespec="seconds"), "idle_rtt_ms": idle},
+                | {"started_at": started.isoformat(timespec="seconds"), "idle_rtt_ms": idle.told()},
                 logit_gap=logit_gap if whole else None,
                 metrics=execution.metrics,
                 references=any(any(prompt.references) for prompt in execution.prompts),
