@@ -31,6 +31,7 @@ from edge_client.experiments.run_directory import RunDirectory, check_usable
 from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
+from edge_client.experiments.trace import trace_events
 from edge_client.rule import EXACT, Rule
 
 EXIT_SERVER = 3
@@ -43,7 +44,7 @@ class BenchPlan:
 
     `out` None means runs/ and the time of day in UTC; `limit` None every prompt of
     the file. `sampling.seed` also draws the order of the arms and the bootstrap.
-    `rule` is that of `speculative`.
+    `rule` is that of `speculative`; `trace` asks for a trace of the first repeat as well.
     """
 
     prompts: Path
@@ -53,16 +54,21 @@ class BenchPlan:
     limit: int | None = None
     repeats: int = 1
     rule: Rule = EXACT
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """Says what came of a bench: `table` is for stdout, `problems` are lines for stderr."""
+    """Says what came of a bench: `table` is for stdout, `problems` are lines for stderr.
+
+    `trace` is None where none was asked for.
+    """
 
     directory: Path
     summary: Mapping[str, Any]
     table: str
     report: Path
+    trace: Path | None
     problems: tuple[str, ...]
     exit_code: int
 
@@ -159,12 +165,14 @@ def run_bench(
                 references=any(any(prompt.references) for prompt in execution.prompts),
             )
             files.write_summary(summary)
+            trace = files.write_trace(trace_events(records)) if plan.trace else None
             report = files.write_report(render_report(summary, records, execution.prompts))
     return BenchResult(
         directory=directory,
         summary=summary,
         table=render_table(summary, color=sys.stdout.isatty() if color is None else color),
         report=report,
+        trace=trace,
         problems=_problems(records, summary),
         exit_code=_exit_code(records, summary),
     )

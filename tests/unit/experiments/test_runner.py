@@ -54,6 +54,7 @@ class Bench:
         limit: int | None = None,
         repeats: int = 1,
         out: Path | None = None,
+        trace: bool = False,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
@@ -68,6 +69,7 @@ class Bench:
                 out=out or self.out,
                 limit=limit,
                 repeats=repeats,
+                trace=trace,
             ),
             list(self.arms.values()),
             FakeEncoder(),
@@ -459,3 +461,19 @@ def test_without_the_libraries_references_are_left_uncompared_and_that_is_said(
     assert {record["chrf"] for record in bench.records} == {None}
     assert "pip install 'outrider[quality]'" in bench.summary["quality_off"]
     assert "quality metrics are off" in result.table
+
+
+def test_a_trace_is_written_where_one_is_asked_for(bench: Bench) -> None:
+    result = bench.run(limit=1, repeats=2, trace=True)
+    assert result.trace == bench.out / "trace.json"
+    trace = json.loads(result.trace.read_text("utf-8"))
+    assert trace["otherData"]["run_id"] == bench.summary["run_id"]
+    shown = [e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["tid"] == 100]
+    assert sorted(name for name in shown if name.endswith(" p1")) == [
+        f"{arm} p1" for arm in sorted(NAMES)
+    ]
+
+
+def test_without_asking_there_is_no_trace(bench: Bench) -> None:
+    assert bench.run(limit=1).trace is None
+    assert not (bench.out / "trace.json").exists()
