@@ -164,6 +164,8 @@ class CloudAlone:
                 bytes_down=piece.bytes_down,
                 reconnects=piece.reconnects,
                 lost_ns=piece.lost_ns,
+                received_ns=piece.received_ns,
+                serialization_ns=piece.serialization_ns,
             )
         if stopper.finish_reason is None:
             raise InternalError("the server ended the generation and named no finish reason")

@@ -20,6 +20,7 @@ from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.runner import BenchPlan, run_bench
+from edge_client.experiments.trace import GENERATIONS
 from edge_client.relay.process import linked
 from edge_client.resume import ResilientCloud
 from edge_client.rule import Promise, rule_of
@@ -30,7 +31,8 @@ from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 class BenchOptions:
     """Is what the command line asks for.
 
-    `score` has the target judge every text; `link` names the profile of a relay to the server.
+    `score` has the target judge every text; `link` names the profile of a relay to the server;
+    `trace` asks for trace.json.
     """
 
     draft: str
@@ -42,6 +44,7 @@ class BenchOptions:
     out: Path | None
     score: bool
     link: str | None
+    trace: bool
 
 
 def bench(options: BenchOptions, config: Config) -> int:
@@ -54,6 +57,7 @@ def bench(options: BenchOptions, config: Config) -> int:
         limit=options.limit,
         repeats=options.repeats,
         rule=rule_of(config),
+        trace=options.trace,
     )
     splits = SPLIT in options.arms
     if splits:
@@ -90,7 +94,7 @@ def bench(options: BenchOptions, config: Config) -> int:
                 device=str(loaded.device),
                 link=options.link,
             ),
-            echo=None if parts.cloud is None else partial(parts.cloud.echo, b""),
+            echo=None if parts.cloud is None else parts.cloud.echo,
             interrupted=_heed_ctrl_c(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
@@ -100,6 +104,8 @@ def bench(options: BenchOptions, config: Config) -> int:
             ),
         )
     print(result.table)
+    if result.trace is not None:
+        print(f"{result.trace} (first repeat, at most {GENERATIONS} generations; ui.perfetto.dev)")
     print(result.report)
     for problem in result.problems:
         note(f"outrider-edge: {problem}")

@@ -81,6 +81,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             out=options.out,
             score=options.score,
             link=options.link,
+            trace=options.trace,
         ),
         config,
     )
@@ -175,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
         "--link",
         metavar="PROFILE",
         help="put a relay with this link between the ends (outrider-link --help lists them)",
+    )
+    bench.add_argument(
+        "--trace", action="store_true", help="write trace.json too, for Perfetto (first repeat)"
     )
     bench.set_defaults(run=_bench)
 

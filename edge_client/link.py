@@ -20,9 +20,10 @@ Clock = Callable[[], int]
 class Answer:
     """Is a verdict as it arrived.
 
-    `elapsed_ns` runs on the client's clock from just before the draft was sent to
-    `received_ns`, just after its verdict came, on the stream that answered; before it lie
-    `lost_ns` in which lost streams were waited for and `reconnects` times replaced.
+    `elapsed_ns` runs on the client's clock from when the draft was given to be sent to
+    `received_ns`, when its verdict had come and been read, on the stream that answered; before
+    it lie `lost_ns` in which lost streams were waited for and `reconnects` times replaced.
+    `serialization_ns` of it went into making bytes of the draft and a verdict of bytes.
     `bytes_up` and `bytes_down` belong to this
     round, the opening of the session to the first. `draft_probabilities_bytes` is the
     part of `bytes_up` that says what guesses were drawn from, None where nothing does.
@@ -36,6 +37,7 @@ class Answer:
     reconnects: int = 0
     lost_ns: int = 0
     received_ns: int = 0
+    serialization_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,8 @@ class Piece:
 
     `elapsed_ns` runs from the request for the first piece, and from the previous
     piece for each later one; the request's `bytes_up` belong to the first. After a
-    loss the request is made again; `reconnects` and `lost_ns` are as in Answer.
+    loss the request is made again; `reconnects` and `lost_ns` are as in Answer, as are
+    `received_ns` and `serialization_ns`, the request's in that of the first piece.
     """
 
     tokens: GeneratedTokens
@@ -53,6 +56,8 @@ class Piece:
     bytes_down: int
     reconnects: int = 0
     lost_ns: int = 0
+    received_ns: int | None = None
+    serialization_ns: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

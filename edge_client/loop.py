@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from common.errors import InternalError
@@ -23,16 +23,18 @@ Spans = tuple[tuple[int, int], ...]
 class Step:
     """Is one arrival of output tokens: a round, a streamed piece, or one local decode step.
 
-    A round that mends a mismatch brings no tokens, nor does a draft that was `overtaken`:
-    it is no round, the target never saw it. What does not apply to an arm is
-    None: `elapsed_ns`, `received_ns`, `reconnects`, `lost_ns` (see link.py), `timing` and the
-    bytes for `edge`; the drafts and `asked` for all arms but `speculative`. A block that the gate
-    let pass was not `asked` about: it is no round, and nobody accepted it. `text` is what
-    these tokens made certain, not their own: a half character, or what may begin a stop
-    string, waits. `drafting` is when the draft was made: all since the draft before it was
-    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead`
-    says that it was sent before the verdict on the one before it, and `num_wasted_tokens` counts
-    the guesses that this verdict threw away, in flight and unsent ones among them.
+    A round that mends a mismatch brings no tokens, nor does a draft that was `overtaken`: it is no
+    round, the target never saw it. Those still in flight when the text ends come just before the
+    last step, with nothing of an answer, for which nobody waits. What does not apply to an arm is
+    None: `elapsed_ns`, `received_ns`, `serialization_ns`, `reconnects`, `lost_ns` (see link.py),
+    `timing` and the bytes for `edge`; the drafts and `asked` for all arms but `speculative`. A
+    block that the gate let pass was not `asked` about: it is no round, and nobody accepted it.
+    `text` is what these tokens made certain, not their own: a half character, or what may begin a
+    stop string, waits. `drafting` is when the draft was made: all since the draft before it was
+    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead` says
+    that it was sent before the verdict on the one before it, and `num_wasted_tokens` counts the
+    guesses that this verdict threw away, in flight and unsent ones among them. What was drafted
+    after the last draft that was sent belongs to the last step.
     """
 
     token_ids: tuple[int, ...]
@@ -55,6 +57,7 @@ class Step:
     ahead: bool | None = None
     overtaken: bool | None = None
     num_wasted_tokens: int | None = None
+    serialization_ns: int | None = None
 
 
 class DraftSource(Protocol):
@@ -136,7 +139,15 @@ def speculate(
         settled = session.apply(answer.verdict)
         kept = stopper.push(settled.token_ids)
         check_agreement(kept, settled.token_ids, settled.finish_reason)
-        step = _step(answer, settled, kept, flights.popleft())
+        flight = flights.popleft()
+        if kept.finish_reason is not None:
+            yield from map(_left, flights)
+            flight = replace(
+                flight,
+                drafting=(*flight.drafting, *drafting),
+                num_guessed_tokens=flight.num_guessed_tokens + guessed,
+            )
+        step = _step(answer, settled, kept, flight)
         pace.learn(step)
         yield step
 
@@ -188,6 +199,21 @@ def _unasked(
     )
 
 
+def _left(flight: _Flight) -> Step:
+    """Tells of a draft in flight that the end of the text overtook."""
+    return Step(
+        token_ids=(),
+        text="",
+        finish_reason=None,
+        draft_ns=_length(flight.drafting),
+        asked=True,
+        drafting=flight.drafting,
+        num_guessed_tokens=flight.num_guessed_tokens,
+        ahead=flight.ahead,
+        overtaken=True,
+    )
+
+
 def _step(answer: Answer, settled: Round, kept: Kept, flight: _Flight) -> Step:
     seen = not settled.overtaken
     return Step(
@@ -211,6 +237,7 @@ def _step(answer: Answer, settled: Round, kept: Kept, flight: _Flight) -> Step:
         ahead=flight.ahead,
         overtaken=settled.overtaken,
         num_wasted_tokens=settled.num_wasted_tokens,
+        serialization_ns=answer.serialization_ns,
     )
 
 

@@ -18,7 +18,7 @@ from edge_client.rule import Rule
 # What only makes sense beside other records, or stands beside `stats` already.
 _LEFT_OUT = frozenset(
     {"run_id", "prompt_id", "turn", "category", "repeat", "order", "error", "schema_version"}
-    | {"prompt_token_ids", "output_token_ids", "text", "finish_reason", "steps"}
+    | {"prompt_token_ids", "output_token_ids", "text", "finish_reason", "steps", "started_s"}
     | {"target_nll", "chrf", "bleu", "rouge_l"}  # asked for, and compared, by bench alone
 )
 
@@ -84,6 +84,8 @@ def one_line(stats: dict[str, Any]) -> str:
     if stats["acceptance_rate"] is not None:
         parts.append(f"{stats['acceptance_rate']:.0%} of drafts accepted")
         parts.append(f"{stats['mean_accepted_length']:.2f} tokens a round")
+    if stats["overtaken_drafts"]:
+        parts.append(f"{stats['overtaken_drafts']} drafts overtaken")
     if stats["num_unverified_tokens"]:
         parts.append(f"{stats['num_unverified_tokens']} tokens committed without asking")
     if stats["lossless"] is False:

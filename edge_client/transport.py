@@ -1,8 +1,7 @@
 """The way to a server over gRPC: the one place that knows channels, calls and stubs.
 
-Bytes are those of the serialized messages and the 5-byte frame header gRPC puts
-before each; HTTP/2's own headers are left out. Times are the client's monotonic
-clock, in nanoseconds.
+What passes on a call, and what it took, is `streams.py`. Times are the client's
+monotonic clock, in nanoseconds.
 """
 
 from __future__ import annotations
@@ -10,27 +9,23 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import grpc
 
 from common import wire
 from common.config import NetworkSection, SecuritySection
-from common.errors import ConfigError, DeadlineError, InternalError, UnavailableError
-from common.types import Draft, GenerateMode, OpenSession, ServerInfo
+from common.errors import ConfigError, InternalError
+from common.types import GenerateMode, OpenSession, ServerInfo
 from edge_client.credentials import ClientCredentials, read_credentials
 from edge_client.faults import error_from_call
-from edge_client.link import Answer, Clock, Opened, Piece
+from edge_client.link import Clock, Piece
+from edge_client.streams import Encoded, Responses, SessionStream, read_piece, read_reply
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
-
-FRAME_BYTES = 5
-"""Length of the header gRPC puts before each message: one flag byte and the size."""
 
 CLOSE_SECONDS = 2.0
 
@@ -39,15 +34,7 @@ KEEPALIVE_MS = 10_000
 
 _NO_SECURITY = SecuritySection()
 
-Response = TypeVar("Response")
-
-
-class _Call(Protocol):
-    """Is what the stubs' calls can do; the published type stubs leave it out."""
-
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def cancel(self) -> object: ...
+_SERVICE = pb.DESCRIPTOR.services_by_name["Verifier"].full_name
 
 
 class CloudConnection:
@@ -75,6 +62,9 @@ class CloudConnection:
         self._metadata = credentials.metadata
         self._channel = _channel(address, credentials, network, max_message_bytes)
         self._stub = VerifierStub(self._channel)
+        # Without serializers these carry bytes, so that making and reading them can be timed.
+        self._session: Any = self._channel.stream_stream(f"/{_SERVICE}/Session", None, None)
+        self._generate: Any = self._channel.unary_stream(f"/{_SERVICE}/Generate", None, None)
 
     def __enter__(self) -> CloudConnection:
         return self
@@ -160,13 +150,11 @@ class CloudConnection:
 
         After `timeout_s` it ends on both ends.
         """
-        requests: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
-        call: Any = self._stub.Session(
-            iter(requests.get, None), timeout=timeout_s, metadata=self._metadata
-        )
+        requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        call = self._session(iter(requests.get, None), timeout=timeout_s, metadata=self._metadata)
         try:
-            with _Responses[pb.SessionResponse](
-                call, self._network, self.address, self._clock
+            with Responses(
+                call, read_reply, self._network.round_timeout_s, self.address, self._clock
             ) as responses:
                 yield SessionStream(opening, requests, responses, self._clock)
         finally:
@@ -176,20 +164,22 @@ class CloudConnection:
         self, mode: GenerateMode, opening: OpenSession, timeout_s: float | None = None
     ) -> Generator[Piece, None, None]:
         """Streams the output of a cloud arm; after `timeout_s` it ends on both ends."""
-        request = wire.generate_to_proto(mode, opening)
-        bytes_up = _size(request)
-        started = self._clock()
-        call: Any = self._stub.Generate(request, timeout=timeout_s, metadata=self._metadata)
-        with _Responses[pb.GenerateResponse](
-            call, self._network, self.address, self._clock
+        request = Encoded.of(lambda: wire.generate_to_proto(mode, opening), self._clock)
+        started, bytes_up, making_ns = request.begun_ns, request.size, request.making_ns
+        call = self._generate(request.data, timeout=timeout_s, metadata=self._metadata)
+        with Responses(
+            call, read_piece, self._network.round_timeout_s, self.address, self._clock
         ) as responses:
-            while True:
-                message, arrived = responses.next()
-                if message is None:
-                    return
-                tokens = wire.generated_from_proto(message)
-                yield Piece(tokens, arrived - started, bytes_up, _size(message))
-                started, bytes_up = arrived, 0
+            while (arrival := responses.next()) is not None:
+                yield Piece(
+                    tokens=arrival.value,
+                    elapsed_ns=arrival.at_ns - started,
+                    bytes_up=bytes_up,
+                    bytes_down=arrival.size,
+                    received_ns=arrival.at_ns,
+                    serialization_ns=making_ns + arrival.reading_ns,
+                )
+                started, bytes_up, making_ns = arrival.at_ns, 0, 0
 
 
 def _channel(
@@ -217,154 +207,3 @@ def _channel(
         identity.chain if identity else None,
     )
     return grpc.secure_channel(address, tls, options)
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """Is a draft in flight: when it was sent, its bytes, and of those the probabilities'."""
-
-    at_ns: int
-    size: int
-    probabilities: int | None
-
-
-class SessionStream:
-    """Is one open session."""
-
-    def __init__(
-        self,
-        opening: OpenSession,
-        requests: queue.SimpleQueue[pb.SessionRequest | None],
-        responses: _Responses[pb.SessionResponse],
-        clock: Clock,
-    ) -> None:
-        """Sends the opening."""
-        self._requests = requests
-        self._responses = responses
-        self._clock = clock
-        self._sent: deque[_Sent] = deque()  # drafts in flight
-        self._is_opened = False
-        message = pb.SessionRequest(open=wire.open_to_proto(opening))
-        self._opening_bytes = _size(message)
-        requests.put(message)
-
-    def send(self, draft: Draft) -> None:
-        """Sends a draft and does not wait."""
-        message = pb.SessionRequest(verify=wire.draft_to_proto(draft))
-        probabilities = None
-        if draft.distributions:
-            probabilities = wire.distributions_bytes(draft.distributions)
-        self._sent.append(_Sent(self._clock(), _size(message), probabilities))
-        self._requests.put(message)
-
-    def opened(self) -> Opened:
-        """Waits until the server has the session; the bytes are counted once."""
-        if self._is_opened:
-            return Opened(0, 0)
-        answer, _ = self._next("opened")
-        self._is_opened = True
-        return Opened(self._opening_bytes, _size(answer))
-
-    def arrived(self) -> bool:
-        """Whether `receive` would not wait long."""
-        return self._responses.waiting() > (0 if self._is_opened else 1)
-
-    def receive(self) -> Answer:
-        """Waits for the verdict on the oldest draft in flight."""
-        opened = self.opened()
-        message, arrived = self._next("verdict")
-        sent = self._sent.popleft()
-        return Answer(
-            verdict=wire.verdict_from_proto(message.verdict),
-            elapsed_ns=arrived - sent.at_ns,
-            bytes_up=opened.bytes_up + sent.size,
-            bytes_down=opened.bytes_down + _size(message),
-            draft_probabilities_bytes=sent.probabilities,
-            received_ns=arrived,
-        )
-
-    def _next(self, kind: str) -> tuple[pb.SessionResponse, int]:
-        message, arrived = self._responses.next()
-        if message is None:
-            raise UnavailableError(
-                f"server {self._responses.address} ended the session early; ask again"
-            )
-        if message.WhichOneof("message") != kind:
-            raise InternalError(
-                f"server {self._responses.address} broke the protocol: {kind!r} was due, "
-                f"and it sent {message.WhichOneof('message')!r}"
-            )
-        return message, arrived
-
-
-class _Responses(Generic[Response]):
-    """Takes a call's responses one by one, each within the round timeout.
-
-    A thread of its own notes when each arrives, whatever the caller is busy with.
-    gRPC's own timeout counts the whole call; a generation may take as long as it
-    makes progress. Left by an error, the call is cancelled; otherwise it runs out.
-    """
-
-    def __init__(self, call: _Call, network: NetworkSection, address: str, clock: Clock) -> None:
-        self.address = address
-        self._call = call
-        self._timeout_s = network.round_timeout_s
-        self._clock = clock
-        self._arrivals: queue.SimpleQueue[_Arrival[Response]] = queue.SimpleQueue()
-        self._begun = False
-        threading.Thread(target=self._read, name="responses", daemon=True).start()
-
-    def __enter__(self) -> _Responses[Response]:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if kind is not None:
-            self._call.cancel()
-
-    def waiting(self) -> int:
-        """Returns how many have arrived and were not taken; the end of the call is one, too."""
-        return self._arrivals.qsize()
-
-    def next(self) -> tuple[Response | None, int]:
-        """Waits for the next response and when it came; None when the call has ended with OK."""
-        try:
-            arrival = self._arrivals.get(timeout=self._timeout_s)
-        except queue.Empty:
-            self._call.cancel()
-            raise DeadlineError(
-                f"server {self.address} gave no answer within {self._timeout_s:g} s; "
-                "is it overloaded? network.round_timeout_s says how long to wait"
-            ) from None
-        if arrival.error is not None:
-            raise error_from_call(arrival.error, self.address, begun=self._begun) from arrival.error
-        self._begun = True
-        return arrival.response, arrival.at_ns
-
-    def _read(self) -> None:
-        ended: grpc.RpcError | None = None
-        try:
-            for response in self._call:
-                self._arrivals.put(_Arrival(self._clock(), response))
-        except grpc.RpcError as error:
-            ended = error
-        self._arrivals.put(_Arrival(self._clock(), error=ended))
-
-
-@dataclass(frozen=True, slots=True)
-class _Arrival(Generic[Response]):
-    """Is a response and when it came, or how the call ended: None and None is with OK."""
-
-    at_ns: int
-    response: Response | None = None
-    error: grpc.RpcError | None = None
-
-
-def _size(
-    message: pb.SessionRequest | pb.SessionResponse | pb.GenerateRequest | pb.GenerateResponse,
-) -> int:
-    return message.ByteSize() + FRAME_BYTES

@@ -129,8 +129,13 @@ def ratio_chart(
     return _drawing(marks, foot + 24, "Tokens a second of speculative over each arm, by prompt")
 
 
-def time_chart(parts: Mapping[str, Mapping[str, Estimate | None]]) -> Markup | None:
-    """Draws where the milliseconds of a token go in each arm, stacked."""
+def time_chart(
+    parts: Mapping[str, Mapping[str, Estimate | None]], overlaps: Mapping[str, float]
+) -> Markup | None:
+    """Draws where the milliseconds of a token go in each arm, stacked.
+
+    `overlaps` says how many of them are counted twice.
+    """
     widths = {
         arm: {part: max(0.0, (split[part] or {"value": 0.0})["value"]) for part in PARTS}
         for arm, split in parts.items()
@@ -149,7 +154,7 @@ def time_chart(parts: Mapping[str, Mapping[str, Estimate | None]]) -> Markup | N
                 hint = f"{arm}, {part.replace('_', ' ')}: {number(milliseconds)} ms a token"
                 marks.append(_bar(x, y + 2, length, 20, f"part-{part}", hint, 0))
             x += length
-        total = number(sum(split.values()))
+        total = number(sum(split.values()) - overlaps[arm])
         marks.append(_text(x + 8, y + 16, f"{total} ms", css="strong"))
     return _drawing(marks, len(widths) * _ROW + 8, "Where the time of a token goes in each arm")
 

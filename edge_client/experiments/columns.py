@@ -6,16 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.types import StepTiming
-from edge_client.loop import Step
+from edge_client.loop import Spans, Step
 
-Column = tuple[int | None, ...] | None  # that of `asked` holds truth values
+Column = tuple[int | None, ...] | None
+"""Those of `asked`, `ahead` and `overtaken` hold truth values."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepColumns:
     """Keeps the raw steps of a record, one entry a step in each column.
 
-    A column is None where no step has a value; times are whole nanoseconds.
+    A column is None where no step has a value; times are whole nanoseconds, points of time
+    are counted from when the request was handed to the arm.
     """
 
     arrival_ns: Column
@@ -34,10 +36,22 @@ class StepColumns:
     step_tokens: Column
     asked: Column
     draft_probabilities_bytes: Column
+    bytes_up: Column
+    bytes_down: Column
+    serialization_ns: Column
+    received_ns: Column
+    ahead: Column
+    overtaken: Column
+    num_guessed_tokens: Column
+    num_wasted_tokens: Column
+    drafting_ns: tuple[Spans | None, ...] | None
 
 
-def columns(steps: Sequence[Step], arrivals_ns: Sequence[int]) -> StepColumns:
-    """Turns steps into columns; `arrivals_ns` are the client's clock at each."""
+def columns(steps: Sequence[Step], arrivals_ns: Sequence[int], started_ns: int = 0) -> StepColumns:
+    """Turns steps into columns.
+
+    `arrivals_ns` are the client's clock at each, counted from `started_ns`.
+    """
 
     def column(read: Callable[[Step], int | None]) -> Column:
         values = tuple(read(step) for step in steps)
@@ -63,4 +77,26 @@ def columns(steps: Sequence[Step], arrivals_ns: Sequence[int]) -> StepColumns:
         step_tokens=timing(lambda t: t.step_tokens),
         asked=column(lambda step: step.asked),
         draft_probabilities_bytes=column(lambda step: step.draft_probabilities_bytes),
+        bytes_up=column(lambda step: step.bytes_up),
+        bytes_down=column(lambda step: step.bytes_down),
+        serialization_ns=column(lambda step: step.serialization_ns),
+        received_ns=column(
+            lambda step: None if step.received_ns is None else step.received_ns - started_ns
+        ),
+        ahead=column(lambda step: step.ahead),
+        overtaken=column(lambda step: step.overtaken),
+        num_guessed_tokens=column(lambda step: step.num_guessed_tokens),
+        num_wasted_tokens=column(lambda step: step.num_wasted_tokens),
+        drafting_ns=_drafting(steps, started_ns),
+    )
+
+
+def _drafting(steps: Sequence[Step], started_ns: int) -> tuple[Spans | None, ...] | None:
+    if all(step.drafting is None for step in steps):
+        return None
+    return tuple(
+        None
+        if step.drafting is None
+        else tuple((begin - started_ns, end - started_ns) for begin, end in step.drafting)
+        for step in steps
     )

@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common.config import Config
-from common.errors import OutriderError
 from common.types import ServerInfo
 from edge_client.experiments.granted import granted_cores, granted_memory
-from edge_client.experiments.records import percentiles
 
 PACKAGES = (
     *("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy"),
     *("sacrebleu", "rouge-score"),
 )
-ECHO_COUNT = 20
-_ECHO_WARM_UP = 3
 _GIT_TIMEOUT_S = 10.0
 
 
@@ -68,24 +64,6 @@ def describe_environment(
         "git": git_state(Path(__file__)),
         "configuration": config.model_dump(mode="json"),
     }
-
-
-def measure_idle_rtt(
-    echo: Callable[[], object], clock: Callable[[], int], count: int = ECHO_COUNT
-) -> dict[str, Any] | None:
-    """Times `count` round trips of an otherwise idle link, in ms; None when the server is gone."""
-    elapsed_ms = []
-    try:
-        for _ in range(_ECHO_WARM_UP):
-            echo()
-        for _ in range(count):
-            started = clock()
-            echo()
-            elapsed_ms.append((clock() - started) / 1e6)
-    except OutriderError:
-        return None
-    spread = percentiles(elapsed_ms)
-    return None if spread is None else {"count": count, "min": min(elapsed_ms)} | asdict(spread)
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:

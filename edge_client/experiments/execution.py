@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from common.errors import InternalError, OutriderError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
+from edge_client.experiments.columns import StepColumns, columns
 from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.quality import Quality, QualityMetrics
@@ -46,20 +47,21 @@ class Execution:
         """How many records a whole run has."""
         return sum(len(prompt.turns) for prompt in self.prompts) * len(self.arms) * self.repeats
 
-    def warm_up(self) -> None:
-        """Runs the first prompt once through every arm and forgets it.
+    def warm_up(self, note: Callable[[StepColumns], None]) -> None:
+        """Runs the first prompt once through every arm and forgets it but for what `note` keeps.
 
         Raises what the arm raises.
         """
         for arm in self.arms.values():
-            for _ in arm.run(self._request(self.prompts[0].encode(self.encoder))):
-                pass
+            steps = list(arm.run(self._request(self.prompts[0].encode(self.encoder))))
+            note(columns(steps, [0] * len(steps)))
 
     def records(self, announce: Callable[[str], None]) -> Iterator[Record]:
         """Yields a record for each generation, the arms of a prompt in balanced order.
 
         `announce` hears what is about to run.
         """
+        began = self.clock()
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
@@ -67,11 +69,13 @@ class Execution:
             for prompt in self.prompts:
                 for index in next(orders):
                     announce(f"{names[index]} {prompt.prompt_id}")
-                    for record in self._conversation(prompt, names[index], repeat, order):
+                    for record in self._conversation(prompt, names[index], repeat, order, began):
                         yield record
                         order += 1
 
-    def _conversation(self, prompt: Prompt, arm: str, repeat: int, order: int) -> Iterator[Record]:
+    def _conversation(
+        self, prompt: Prompt, arm: str, repeat: int, order: int, began: int
+    ) -> Iterator[Record]:
         """Yields a record a turn; after a failed turn the others cannot be asked."""
         answers: list[str] = []
         for turn in range(len(prompt.turns)):
@@ -79,12 +83,12 @@ class Execution:
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
-            record = self._generate(unit, prompt, answers)
+            record = self._generate(unit, prompt, answers, began)
             if record.text is not None:
                 answers.append(record.text)
             yield record
 
-    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str]) -> Record:
+    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str], began: int) -> Record:
         token_ids = None
         try:
             token_ids = prompt.encode(self.encoder, answers)
@@ -100,7 +104,13 @@ class Execution:
         except OutriderError as error:
             return error_record(unit, token_ids, f"{error.reason}: {error}")
         return record_from_steps(
-            unit, token_ids, steps, arrivals, self._quality(prompt, unit, steps)
+            unit,
+            token_ids,
+            steps,
+            arrivals,
+            self._quality(prompt, unit, steps),
+            started_ns=started,
+            run_started_ns=began,
         )
 
     def _quality(self, prompt: Prompt, unit: Unit, steps: Sequence[Step]) -> Quality | None:

@@ -66,6 +66,21 @@ def answer(summary: Summary) -> Answer:
     return Answer(verdict, ratio, against, sentence, _work(summary, against))
 
 
+def idle_line(summary: Summary) -> str | None:
+    """Says how long the idle link took at first and at last, and how far it drifted."""
+    idle = summary["environment"].get("idle_rtt_ms") or {}
+    parts = []
+    for of, drift in (idle.get("drift") or {}).items():
+        samples = [sample for sample in idle["samples"] if sample["of"] == of]
+        if drift is not None:
+            first, last = samples[0], samples[-1]
+            parts.append(
+                f"{first['p50']:.2f} → {last['p50']:.2f} ms (×{drift:.2f}) "
+                f"at a {of}'s {last['message_bytes']} bytes"
+            )
+    return f"idle round trip, first → last median: {', '.join(parts)}" if parts else None
+
+
 def identity_line(summary: Summary) -> str | None:
     """Returns the exact-match line of the headline: "identical to cloud: 48/48".
 

@@ -98,6 +98,34 @@ def draft(record: Record) -> list[float]:
     return [spent / _NS_PER_MS for (spent,) in _rows(record, "draft_ns")]
 
 
+def serialization(record: Record) -> list[float]:
+    """Returns the client's time to make and read the messages of each round or piece."""
+    return [spent / _NS_PER_MS for (spent,) in _rows(record, "serialization_ns")]
+
+
+def overlap(record: Record) -> float | None:
+    """Returns the time in which the client drafted, or waited for an answer, twice or more at once.
+
+    Drafting and flights, summed, less the time in which there was any of them.
+    """
+    if record.rounds is None or record.steps is None:
+        return None
+    flights = _rows(record, "received_ns", "elapsed_ns")
+    spans = [(received - elapsed, received) for received, elapsed in flights]
+    spans += [span for drafted in record.steps.drafting_ns or () for span in drafted or ()]
+    return (sum(end - begin for begin, end in spans) - _covered(spans)) / _NS_PER_MS
+
+
+def _covered(spans: Iterable[tuple[int, int]]) -> int:
+    """Returns how much time lies in at least one of the spans."""
+    covered, until = 0, None
+    for begin, end in sorted(spans):
+        start = begin if until is None else max(begin, until)
+        covered += max(0, end - start)
+        until = end if until is None else max(until, end)
+    return covered
+
+
 def at(counts: Counts | None, position: int) -> float | None:
     """Returns a count by position, 0 beyond the end of a known list."""
     if counts is None:

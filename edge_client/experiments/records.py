@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from edge_client.experiments.columns import StepColumns, columns
+from edge_client.experiments.counts import asking, total, waste
 from edge_client.experiments.quality import Quality
 from edge_client.loop import Step
 from edge_client.rule import Promise, Rule
@@ -118,6 +119,13 @@ class Record:
     rouge_l: float | None = None
     reconnects: int | None = None
     time_lost_s: float | None = None
+    started_s: float | None = None
+    serialization_ms: Percentiles | None = None
+    drafts_ahead: int | None = None
+    overtaken_drafts: int | None = None
+    num_guessed_tokens: int | None = None
+    num_wasted_tokens: int | None = None
+    num_wasted_target_tokens: int | None = None
     steps: StepColumns | None = None
 
     @property
@@ -139,12 +147,16 @@ def record_from_steps(
     steps: Sequence[Step],
     arrivals_ns: Sequence[int],
     quality: Quality | None = None,
+    *,
+    started_ns: int = 0,
+    run_started_ns: int | None = None,
 ) -> Record:
     """Builds the record of a generation that ended.
 
     `arrivals_ns` are the client's clock at each step, counted from the moment the
-    request was handed to the arm; `quality` is how near the text comes to the
-    prompt's reference.
+    request was handed to the arm, which was at `started_ns`; `quality` is how near
+    the text comes to the prompt's reference; `run_started_ns` is when the run's first
+    generation began.
     """
     output = tuple(token_id for step in steps for token_id in step.token_ids)
     rounds = [step for step in steps if step.num_accepted_tokens is not None]
@@ -159,7 +171,7 @@ def record_from_steps(
     drafted = [step.num_draft_tokens or 0 for step in rounds]
     accepted = [step.num_accepted_tokens or 0 for step in rounds]
     positions = max(drafted, default=0)
-    lost_ns = _total(step.lost_ns for step in steps)
+    lost_ns = total(step.lost_ns for step in steps)
     return Record(
         **_identity(unit),
         prompt_tokens=len(prompt_token_ids),
@@ -194,19 +206,23 @@ def record_from_steps(
         queue_ms=percentiles((t.queued_ns + t.batched_ns) / _NS_PER_MS for t in timings),
         target_compute_ms=percentiles(t.computed_ns / _NS_PER_MS for t in timings),
         draft_ms=percentiles(s.draft_ns / _NS_PER_MS for s in steps if s.draft_ns is not None),
-        bytes_up=_total(step.bytes_up for step in steps),
-        bytes_down=_total(step.bytes_down for step in steps),
+        bytes_up=total(step.bytes_up for step in steps),
+        bytes_down=total(step.bytes_down for step in steps),
         target_forward_passes=sum(t.forward_passes for t in timings) if timings else None,
         target_busy_s=sum(t.busy_ns for t in timings) / _NS_PER_S if timings else None,
         mean_step_sessions=(
             sum(t.step_sessions for t in timings) / len(timings) if timings else None
         ),
-        **(_asking(rounds, unasked) if drafts else {}),
-        draft_probabilities_bytes=_total(step.draft_probabilities_bytes for step in steps),
+        **(asking(rounds, unasked) | waste(steps, rounds) if drafts else {}),
+        draft_probabilities_bytes=total(step.draft_probabilities_bytes for step in steps),
         **({} if quality is None else dataclasses.asdict(quality)),
-        reconnects=_total(step.reconnects for step in steps),
+        reconnects=total(step.reconnects for step in steps),
         time_lost_s=None if lost_ns is None else lost_ns / _NS_PER_S,
-        steps=columns(steps, arrivals_ns),
+        started_s=None if run_started_ns is None else (started_ns - run_started_ns) / _NS_PER_S,
+        serialization_ms=percentiles(
+            s.serialization_ns / _NS_PER_MS for s in steps if s.serialization_ns is not None
+        ),
+        steps=columns(steps, arrivals_ns, started_ns),
     )
 
 
@@ -254,32 +270,6 @@ def _identity(unit: Unit) -> dict[str, Any]:
     return known | {"lossless": (rule is None or rule.lossless) if asks else None}
 
 
-def _asking(rounds: Sequence[Step], unasked: Sequence[Step]) -> dict[str, Any]:
-    """Counts what the cloud was asked, what it corrected, and what it never saw judged."""
-    unverified = sum(len(step.token_ids) for step in unasked)
-    recovered = sum(_recovered(step) for step in rounds)
-    tokens = unverified + sum(len(step.token_ids) for step in rounds)
-    return {
-        "unasked_blocks": len(unasked),
-        "cloud_call_rate": len(rounds) / (len(rounds) + len(unasked)),
-        "num_unverified_tokens": unverified,
-        "verified_share": (tokens - unverified) / tokens if tokens else None,
-        "num_recovered_tokens": recovered,
-        "corrected_share": recovered / tokens if tokens else None,
-    }
-
-
-def _recovered(step: Step) -> int:
-    """Returns 1 when the round rejected a guess and put a token of the target's own there."""
-    drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
-    return int(accepted < drafted and len(step.token_ids) > accepted)
-
-
 def _reached(counts: Sequence[int], positions: int) -> Counts:
     """Returns, for each position i, in how many rounds the count was at least i + 1."""
     return tuple(sum(count > i for count in counts) for i in range(positions))
-
-
-def _total(values: Iterable[int | None]) -> int | None:
-    known = [value for value in values if value is not None]
-    return sum(known) if known else None

@@ -17,6 +17,7 @@ from edge_client.experiments.figures import (
     answer,
     identity,
     identity_line,
+    idle_line,
     promise_of,
 )
 from edge_client.experiments.prompts import Prompt
@@ -79,7 +80,9 @@ def render_report(
         parts=[(part, part.replace("_", " ")) for part in charts.PARTS],
         mismatches=list(_mismatches(summary)),
         exchanges=list(exchanges(summary, records, prompts)),
-        environment=list(flatten(summary["environment"])),
+        idle_line=idle_line(summary),
+        idle_samples=(summary["environment"].get("idle_rtt_ms") or {}).get("samples", []),
+        environment=list(flatten(_without_idle(summary["environment"]))),
     )
 
 
@@ -153,9 +156,20 @@ def _charts(summary: Mapping[str, Any], records: Sequence[Record]) -> dict[str, 
     return {
         "speed": charts.speed_chart({arm: n["tokens_per_s"] for arm, n in arms.items()}),
         "ratios": charts.ratio_chart(ratios, medians),
-        "time": charts.time_chart({arm: n["ms_per_token"] for arm, n in arms.items()}),
+        "time": charts.time_chart(
+            {arm: n["ms_per_token"] for arm, n in arms.items()},
+            {arm: _value(n["overlap_ms_per_token"]) for arm, n in arms.items()},
+        ),
         "acceptance": charts.acceptance_chart(by_position or []),
     }
+
+
+def _without_idle(environment: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in environment.items() if name != "idle_rtt_ms"}
+
+
+def _value(estimate: Mapping[str, Any] | None) -> float:
+    return 0.0 if estimate is None else float(estimate["value"])
 
 
 def _mismatches(summary: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

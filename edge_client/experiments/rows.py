@@ -117,6 +117,11 @@ def _round_trip(numbers: Numbers) -> str:
     return NONE if rtt is None else f"{_estimate(rtt['p50'])} / {_estimate(rtt['p95'])}"
 
 
+def _of_all(overtaken: int | None, rounds: int | None) -> str:
+    """Says how many of all drafts sent were overtaken, where any was."""
+    return f"{overtaken:,}/{overtaken + (rounds or 0):,}" if overtaken else NONE
+
+
 def _network(numbers: Numbers) -> str:
     return _estimate(numbers["ms_per_token"]["network"])
 
@@ -159,8 +164,32 @@ _ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
         "draft sent to verdict received, verification included",
         _round_trip,
     ),
+    (
+        "overtaken drafts",
+        "",
+        "sent ahead and dropped unseen, of all drafts sent",
+        lambda n: _of_all(n["overtaken_drafts"], n["rounds"]),
+    ),
+    (
+        "wasted guesses",
+        "",
+        "share of the draft model's tokens that were thrown away",
+        _of("wasted_share"),
+    ),
+    (
+        "wasted target tokens",
+        "a token",
+        "rejected guesses that the target ran",
+        _of("wasted_target_tokens_per_token"),
+    ),
     ("network", "ms a token", "client elapsed - server total", _network),
-    ("bytes a token", "", "up and down, as serialized", _of("bytes_per_token")),
+    (
+        "serialization",
+        "ms",
+        "the client's own, of a round or piece, median; part of network",
+        _of("serialization_ms", "p50"),
+    ),
+    ("bytes a token", "", "up and down, without HTTP/2", _of("bytes_per_token")),
     (
         "target forwards a token",
         "",

@@ -13,6 +13,7 @@ from common.errors import UsageError
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
+TRACE = "trace.json"
 
 
 def check_usable(directory: Path) -> None:
@@ -89,6 +90,11 @@ class RunDirectory:
         """Writes summary.json, whole or not at all."""
         text = json.dumps(summary, indent=2, allow_nan=False)
         return write_whole(self.path / SUMMARY, text + "\n")
+
+    def write_trace(self, trace: Mapping[str, object]) -> Path:
+        """Writes trace.json, whole or not at all."""
+        text = json.dumps(trace, allow_nan=False, separators=(",", ":"))
+        return write_whole(self.path / TRACE, text + "\n")
 
     def write_report(self, html: str) -> Path:
         """Writes report.html, whole or not at all."""

@@ -19,9 +19,9 @@ from common.errors import PromptError, UnavailableError, UsageError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
-from edge_client.experiments.environment import measure_idle_rtt
 from edge_client.experiments.execution import NOT_RUN, Execution
 from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.idle import COUNT_BETWEEN, Echo, IdleLink, quarters
 from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
 from edge_client.experiments.quality import QualityMetrics, load_metrics
@@ -31,6 +31,7 @@ from edge_client.experiments.run_directory import RunDirectory, check_usable
 from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
+from edge_client.experiments.trace import trace_events
 from edge_client.rule import EXACT, Rule
 
 EXIT_SERVER = 3
@@ -43,7 +44,7 @@ class BenchPlan:
 
     `out` None means runs/ and the time of day in UTC; `limit` None every prompt of
     the file. `sampling.seed` also draws the order of the arms and the bootstrap.
-    `rule` is that of `speculative`.
+    `rule` is that of `speculative`; `trace` asks for a trace of the first repeat as well.
     """
 
     prompts: Path
@@ -53,16 +54,21 @@ class BenchPlan:
     limit: int | None = None
     repeats: int = 1
     rule: Rule = EXACT
+    trace: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """Says what came of a bench: `table` is for stdout, `problems` are lines for stderr."""
+    """Says what came of a bench: `table` is for stdout, `problems` are lines for stderr.
+
+    `trace` is None where none was asked for.
+    """
 
     directory: Path
     summary: Mapping[str, Any]
     table: str
     report: Path
+    trace: Path | None
     problems: tuple[str, ...]
     exit_code: int
 
@@ -76,7 +82,7 @@ def run_bench(
     draft_dtype: str | None,
     target_dtype: str | None,
     environment: Mapping[str, Any],
-    echo: Callable[[], object] | None = None,
+    echo: Echo | None = None,
     logit_gap: LogitGap | None = None,
     text_nats: TextNats | None = None,
     metrics: Callable[[], QualityMetrics | None] = load_metrics,
@@ -89,7 +95,7 @@ def run_bench(
     """Runs every arm on every prompt, turn and repeat.
 
     `context_length` is the smaller of the models'; `environment` comes from
-    describe_environment; `echo` makes one round trip on the idle link; `text_nats`
+    describe_environment; `echo` makes a round trip on the idle link; `text_nats`
     None leaves texts unscored; `metrics` loads what compares texts; `clock` returns
     nanoseconds of one monotonic clock; `color` None means on a terminal.
     `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
@@ -115,8 +121,10 @@ def run_bench(
         metrics=metrics(),
     )
     check_usable(directory)
-    execution.warm_up()
-    idle = {"before": measure_idle_rtt(echo, clock) if echo else None, "after": None}
+    idle = IdleLink(echo, clock)
+    execution.warm_up(idle.note)
+    idle.measure("before")
+    pauses = quarters(execution.planned_records)
 
     records: list[Record] = []
     whole = False
@@ -129,8 +137,10 @@ def run_bench(
                     progress.advance()
                     if interrupted():
                         raise KeyboardInterrupt
-            if echo:
-                idle["after"] = measure_idle_rtt(echo, clock)
+                    idle.note(record.steps)
+                    if len(records) in pauses:
+                        idle.measure("between", COUNT_BETWEEN)
+            idle.measure("after")
             if text_nats:
                 with Progress(
                     len(records), stderr or sys.stderr, clock, "texts scored"
@@ -149,18 +159,20 @@ def run_bench(
                 planned_records=execution.planned_records,
                 seed=plan.sampling.seed,
                 environment=dict(environment)
-                | {"started_at": started.isoformat(timespec="seconds"), "idle_rtt_ms": idle},
+                | {"started_at": started.isoformat(timespec="seconds"), "idle_rtt_ms": idle.told()},
                 logit_gap=logit_gap if whole else None,
                 metrics=execution.metrics,
                 references=any(any(prompt.references) for prompt in execution.prompts),
             )
             files.write_summary(summary)
+            trace = files.write_trace(trace_events(records)) if plan.trace else None
             report = files.write_report(render_report(summary, records, execution.prompts))
     return BenchResult(
         directory=directory,
         summary=summary,
         table=render_table(summary, color=sys.stdout.isatty() if color is None else color),
         report=report,
+        trace=trace,
         problems=_problems(records, summary),
         exit_code=_exit_code(records, summary),
     )

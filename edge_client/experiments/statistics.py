@@ -53,6 +53,8 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "queue_ms": measure.spread(readings.queue),
         "target_compute_ms": measure.spread(readings.target_compute),
         "draft_ms": measure.spread(readings.draft),
+        "serialization_ms": measure.spread(readings.serialization),
+        **_waste(whole, measure),
         "bytes_up_per_token": measure.a_token(lambda r: r.bytes_up),
         "bytes_down_per_token": measure.a_token(lambda r: r.bytes_down),
         "bytes_per_token": measure.a_token(readings.bytes_both_ways),
@@ -60,6 +62,7 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "target_busy_ms_per_token": measure.a_token(readings.busy),
         "mean_step_sessions": measure.mean(lambda r: r.mean_step_sessions),
         "ms_per_token": _decomposition(measure),
+        "overlap_ms_per_token": measure.a_token(readings.overlap),
         "target_nll": measure.a_token(readings.nats),
         "chrf": measure.mean(lambda r: r.chrf),
         "bleu": measure.mean(lambda r: r.bleu),
@@ -116,8 +119,22 @@ def _asking(
     }
 
 
+def _waste(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
+    return {
+        "drafts_ahead": readings.total(r.drafts_ahead for r in whole),
+        "overtaken_drafts": readings.total(r.overtaken_drafts for r in whole),
+        "num_guessed_tokens": readings.total(r.num_guessed_tokens for r in whole),
+        "num_wasted_tokens": readings.total(r.num_wasted_tokens for r in whole),
+        "num_wasted_target_tokens": readings.total(r.num_wasted_target_tokens for r in whole),
+        "wasted_share": measure.ratio(
+            lambda r: r.num_wasted_tokens, lambda r: r.num_guessed_tokens
+        ),
+        "wasted_target_tokens_per_token": measure.a_token(lambda r: r.num_wasted_target_tokens),
+    }
+
+
 def _decomposition(measure: _Measure) -> dict[str, Any]:
-    """Splits the client's time a token; the parts add up to e2e over tokens."""
+    """Splits the client's time a token; the parts add up to e2e and overlap over tokens."""
 
     def drafting(record: Record) -> float | None:
         if record.target_forward_passes is None and record.rounds is None:
@@ -137,7 +154,10 @@ def _decomposition(measure: _Measure) -> dict[str, Any]:
 
     def other(record: Record) -> float | None:
         whole = _e2e_ms(record)
-        return None if whole is None else whole - sum(p(record) or 0.0 for p in parts.values())
+        if whole is None:
+            return None
+        known = sum(part(record) or 0.0 for part in parts.values())
+        return whole + (readings.overlap(record) or 0.0) - known
 
     return {name: measure.a_token(part) for name, part in (parts | {"other": other}).items()}
 

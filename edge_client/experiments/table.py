@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from edge_client.experiments.figures import answer, identity_line
+from edge_client.experiments.figures import answer, identity_line, idle_line
 from edge_client.experiments.rows import NONE, arm_rows
 
 _WIDTH = 98
@@ -41,6 +41,9 @@ def render_table(summary: Mapping[str, Any], *, color: bool = False) -> str:
     text += textwrap.wrap(said.sentence, _WIDTH)
     if said.work is not None:
         text += textwrap.wrap(said.work, _WIDTH)
+    idle = idle_line(summary)
+    if idle is not None:
+        text += textwrap.wrap(idle, _WIDTH)
     text.append(f"{NONE} does not apply; what each number means: docs/methods.md")
     return "\n".join(text)
 

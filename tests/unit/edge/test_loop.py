@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -17,7 +18,7 @@ from common.types import Draft, FinishReason, OpenSession, StopParams
 from edge_client.draft_length import FixedPace
 from edge_client.link import Opened
 from edge_client.loop import Step, speculate
-from edge_client.policy import PLAIN
+from edge_client.policy import PLAIN, Drafted
 from edge_client.session import ClientSession
 from tests.unit.edge.pair import (
     CONTEXT,
@@ -33,13 +34,35 @@ from tests.unit.edge.pair import (
 PROMPT = (300, 301, 302)
 
 
+class CountingDrafter(ScriptedDrafter):
+    """Counts what it was asked and what it made; `ends` are what it takes for the end."""
+
+    def __init__(self, wrong: int | None, ends: tuple[int, ...] | None = None) -> None:
+        super().__init__(wrong)
+        self.ends = ends
+        self.calls = self.made = 0
+
+    def draft(self, *arguments: Any, **named: Any) -> Drafted:
+        if self.ends is not None:
+            named["ends"] = self.ends
+        drafted = super().draft(*arguments, **named)
+        self.calls += 1
+        self.made += len(drafted.token_ids)
+        return drafted
+
+
 def run(
-    stream: PairedStream, *, length: int = 4, wrong: int | None = None, ahead: int = 0
+    stream: PairedStream,
+    *,
+    length: int = 4,
+    wrong: int | None = None,
+    ahead: int = 0,
+    drafter: ScriptedDrafter | None = None,
 ) -> Iterator[Step]:
     prompt = stream.opening.prompt_token_ids
     return speculate(
         ClientSession(prompt),
-        ScriptedDrafter(wrong),
+        drafter or ScriptedDrafter(wrong),
         stream,
         Stopper(stream.opening.stop, model_eos=(EOS,), room=CONTEXT - len(prompt)),
         FixedPace(length, max_draft_tokens=8, ahead=ahead),
@@ -231,3 +254,42 @@ def test_what_was_committed_is_what_the_server_goes_on_from(
     stop = StopParams(max_new_tokens)
     stream, answers = opened(stop), iter(sure)
     assert tokens(gated(stream, lambda _: next(answers, False))) == undisturbed(PROMPT, stop)
+
+
+@given(
+    prompt_length=st.integers(10, 38),  # the target ends at position 40
+    length=st.integers(0, 6),
+    wrong=st.none() | st.integers(2, 6),
+    ahead=st.integers(0, 5),
+    is_here=st.lists(st.booleans(), min_size=1, max_size=20).filter(any),
+)
+def test_every_guess_is_accepted_or_a_bonus_token_or_wasted_and_every_draft_is_told_of(
+    prompt_length: int, length: int, wrong: int | None, ahead: int, is_here: list[bool]
+) -> None:
+    stream = opened(StopParams(20), tuple(range(200, 200 + prompt_length)))
+    stream.is_here = partial(next, cycle(is_here))
+    drafter = CountingDrafter(wrong, ends=())  # drafts on behind the end
+    steps = list(run(stream, length=length, ahead=ahead, drafter=drafter))
+    assert len(steps) == len(stream.sent)
+    assert sum(step.num_guessed_tokens or 0 for step in steps) == drafter.made
+    accepted, wasted = (
+        sum(getattr(step, name) or 0 for step in steps)
+        for name in ("num_accepted_tokens", "num_wasted_tokens")
+    )
+    judged_ahead = sum(bool(step.ahead and not step.overtaken) for step in steps)
+    own = sum(bool(step.token_ids) for step in steps)
+    assert judged_ahead <= drafter.made - accepted - wasted <= own
+    spans = [span for step in steps for span in step.drafting or ()]
+    assert len(set(spans)) == len(spans) == drafter.calls
+
+
+def test_what_is_in_flight_when_the_text_ends_comes_just_before_the_last_step() -> None:
+    prompt = tuple(range(200, 234))  # the target ends at position 40, the drafter does not know
+    stream = opened(StopParams(20), prompt)
+    stream.is_here = lambda: False
+    steps = list(run(stream, length=2, ahead=3, drafter=CountingDrafter(None, ends=())))
+    left = [step for step in steps if step.overtaken]
+    assert left == steps[-1 - len(left) : -1] != []
+    assert {(step.elapsed_ns, step.received_ns, step.bytes_up) for step in left} == {(None,) * 3}
+    assert all(step.ahead and step.num_guessed_tokens for step in left)
+    assert steps[-1].finish_reason is FinishReason.EOS

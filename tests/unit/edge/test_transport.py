@@ -36,7 +36,8 @@ from common.types import (
     Verdict,
 )
 from edge_client.faults import BY_CODE
-from edge_client.transport import FRAME_BYTES, CloudConnection
+from edge_client.streams import FRAME_BYTES, Responses, read_piece, read_reply
+from edge_client.transport import CloudConnection
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
 from tests.unit.edge.pair import GREEDY, PEER, TIMING, Clock, server_info
@@ -146,11 +147,12 @@ def test_a_round_trip_and_what_it_measured(cloud: CloudConnection, servicer: Ser
         stream.send(draft)
         second = stream.receive()
     assert first.verdict == second.verdict == VERDICT
-    # The clock moves on by one each time it is read: at sending, at each arrival, and the first
-    # arrival, of the opening, may lie between.
-    assert first.elapsed_ns in (1, 2)
-    assert second.elapsed_ns == 1
-    assert second.received_ns == first.received_ns + 2
+    # The clock moves on by one each time it is read: before and after a message is made, and
+    # before and after one is read; reading the first, of the opening, may lie anywhere between.
+    assert first.elapsed_ns in (3, 4, 5)
+    assert first.serialization_ns in (2, 3, 4)
+    assert (second.elapsed_ns, second.serialization_ns) == (3, 2)
+    assert second.received_ns == first.received_ns + 4
     opening, verify, again = (message.ByteSize() + FRAME_BYTES for message in servicer.received)
     assert (first.bytes_up, second.bytes_up) == (opening + verify, again)
     down = ANSWER.ByteSize() + FRAME_BYTES
@@ -213,6 +215,31 @@ def test_answers_in_the_wrong_order(
         first_verdict(cloud)
 
 
+class UnreadableCall:
+    """Answers with what is no message."""
+
+    is_cancelled = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"\xff"
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+@pytest.mark.parametrize("read", [read_reply, read_piece])
+def test_an_answer_that_cannot_be_read_is_the_server_s_fault(
+    read: Callable[[bytes], object],
+) -> None:
+    call = UnreadableCall()
+    with (
+        pytest.raises(InternalError, match=r"server h:1 broke the protocol: .* cannot be read"),
+        Responses(call, read, 30.0, "h:1", Clock()) as responses,
+    ):
+        responses.next()
+    assert call.is_cancelled
+
+
 def first_verdict(cloud: CloudConnection) -> None:
     with cloud.open(OPENING) as stream:
         stream.send(Draft(1, 3, 0))
@@ -228,7 +255,9 @@ def test_a_cloud_arm_is_streamed(cloud: CloudConnection, servicer: Servicer) -> 
     assert [piece.tokens for piece in pieces] == servicer.pieces
     asked = wire.generate_to_proto(GenerateMode.STOCK, OPENING).ByteSize() + FRAME_BYTES
     assert [piece.bytes_up for piece in pieces] == [asked, 0]
-    assert [piece.elapsed_ns for piece in pieces] == [1, 1]
+    assert [piece.elapsed_ns for piece in pieces] == [3, 2]
+    assert [piece.serialization_ns for piece in pieces] == [2, 1]
+    assert pieces[1].received_ns == (pieces[0].received_ns or 0) + 2
 
 
 def test_info_and_echo(cloud: CloudConnection) -> None:

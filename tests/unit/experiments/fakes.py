@@ -82,6 +82,29 @@ def verified(
         bytes_down=40,
         asked=True,
         draft_probabilities_bytes=probabilities,
+        ahead=False,
+        overtaken=False,
+        num_guessed_tokens=drafted,
+        num_wasted_tokens=drafted - accepted,
+        serialization_ns=MS // 10,
+    )
+
+
+def overtaken(*, guessed: int, draft_ms: float = 4) -> Step:
+    """Returns a draft that was sent ahead and dropped unseen."""
+    return Step(
+        (),
+        "",
+        None,
+        draft_ns=round(draft_ms * MS),
+        bytes_up=30,
+        bytes_down=10,
+        asked=True,
+        ahead=True,
+        overtaken=True,
+        num_guessed_tokens=guessed,
+        num_wasted_tokens=0,
+        serialization_ns=MS // 10,
     )
 
 

@@ -8,16 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
-from common.errors import UnavailableError
 from edge_client.experiments.environment import (
     ModelFacts,
     cpu_model,
     describe_environment,
     git_state,
-    measure_idle_rtt,
 )
 from edge_client.experiments.granted import cpu_quota, granted_cores, granted_memory, memory_limit
-from tests.unit.experiments.fakes import FakeClock
 
 GIB = 1024**3
 
@@ -123,30 +120,6 @@ def test_git_state_is_that_of_the_repository_that_tracks_the_file(tmp_path: Path
     changed = git_state(file)
     assert changed is not None
     assert changed["dirty"] is True
-
-
-def test_idle_round_trip_is_the_client_clock_s_and_leaves_out_the_first() -> None:
-    clock = FakeClock()
-    calls: list[int] = []
-
-    def echo() -> None:
-        calls.append(1)
-        clock.advance_ms(100 if len(calls) <= 3 else 2)
-
-    assert measure_idle_rtt(echo, clock, count=5) == {
-        "count": 5,
-        "min": 2.0,
-        "p50": 2.0,
-        "p95": 2.0,
-        "p99": 2.0,
-    }
-
-
-def test_idle_round_trip_without_a_server_is_null() -> None:
-    def echo() -> None:
-        raise UnavailableError("gone")
-
-    assert measure_idle_rtt(echo, FakeClock()) is None
 
 
 def test_the_environment_is_json_and_does_not_name_the_machine() -> None:

@@ -147,7 +147,10 @@ def test_rows_of_the_table() -> None:
         "acceptance",
         "mean accepted length",
         "round trip p50 / p95",
+        "wasted guesses",
+        "wasted target tokens",
         "network",
+        "serialization",
         "bytes a token",
         "target forwards a token",
         "identical to cloud",
@@ -250,7 +253,7 @@ def test_charts_escape_names() -> None:
     parts: dict[str, Any] = dict.fromkeys(charts.PARTS, estimate)
     for chart in (
         charts.speed_chart({HOSTILE: estimate}),
-        charts.time_chart({HOSTILE: parts}),
+        charts.time_chart({HOSTILE: parts}, {HOSTILE: 0.0}),
         charts.ratio_chart({HOSTILE: {HOSTILE: 1.2}}, {HOSTILE: estimate}),
     ):
         assert chart is not None

@@ -54,6 +54,7 @@ class Bench:
         limit: int | None = None,
         repeats: int = 1,
         out: Path | None = None,
+        trace: bool = False,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
@@ -68,6 +69,7 @@ class Bench:
                 out=out or self.out,
                 limit=limit,
                 repeats=repeats,
+                trace=trace,
             ),
             list(self.arms.values()),
             FakeEncoder(),
@@ -330,25 +332,62 @@ def test_arms_may_find_a_later_turn_too_long(bench: Bench) -> None:
     assert errors[1].startswith("PROMPT: ")
 
 
-def test_the_idle_round_trip_is_measured_before_and_after(bench: Bench) -> None:
-    bench.run(limit=1, echo=lambda: bench.clock.advance_ms(2.5))
+def test_the_idle_round_trip_is_measured_before_between_and_after(bench: Bench) -> None:
+    echoed: list[tuple[int, int]] = []
+
+    def echo(payload: bytes) -> None:
+        echoed.append((len(bench.records) if bench.out.exists() else -1, len(payload)))
+        bench.clock.advance_ms(2.5 if len(bench.log) < 20 else 5)
+
+    result = bench.run(echo=echo)
     idle = bench.summary["environment"]["idle_rtt_ms"]
-    expected = {"count": 20, "min": 2.5, "p50": 2.5, "p95": 2.5, "p99": 2.5}
-    assert idle == {"before": expected, "after": expected}
+    spread = {"min": 2.5, "p50": 2.5, "p95": 2.5, "p99": 2.5}
+    # The warm-up takes 2 * 2 + 2 * 10 + 2 * 8 + 14 ms; the round's messages are 30 and 40 bytes.
+    request = {"when": "before", "of": "request", "at_s": 0.054, "message_bytes": 30}
+    assert idle["before"] == request | {"payload_bytes": 23, "count": 20} | spread
+    assert [(s["when"], s["count"]) for s in idle["samples"][::2]] == [
+        ("before", 20),
+        ("between", 10),
+        ("between", 10),
+        ("between", 10),
+        ("after", 20),
+    ]
+    assert [s["of"] for s in idle["samples"]] == ["request", "response"] * 5
+    assert Counter(echoed) == {
+        (-1, 23): 23,
+        (-1, 33): 23,
+        **{(done, size): 13 for done in (4, 8, 12) for size in (23, 33)},
+        (16, 23): 23,
+        (16, 33): 23,
+    }
+    assert idle["after"]["p50"] == 5
+    assert idle["drift"] == {"request": 2, "response": 2}
+    said = "first → last median: 2.50 → 5.00 ms (×2.00) at a request's 30 bytes, 2.50 → 5.00 ms"
+    assert said in result.table.replace("\n", " ")
+    page = (bench.out / "report.html").read_text("utf-8")
+    assert "The idle link" in page
+    assert page.count('<td class="plain">between</td>') == 6
 
 
 def test_the_idle_round_trip_is_null_when_the_server_is_gone(bench: Bench) -> None:
-    echoes: list[int] = []
+    echoes: list[bytes] = []
 
-    def echo() -> None:
-        echoes.append(1)
-        if len(echoes) > 23:
+    def echo(payload: bytes) -> None:
+        echoes.append(payload)
+        if len(echoes) > 46:
             raise UnavailableError("gone")
 
     bench.run(limit=1, echo=echo)
     idle = bench.summary["environment"]["idle_rtt_ms"]
     assert idle["before"]["count"] == 20
     assert idle["after"] is None
+    assert idle["drift"] is None
+    assert len(echoes) == 46 + 4  # one failure a time, not one for each size
+
+
+def test_without_a_server_there_is_no_idle_round_trip(bench: Bench) -> None:
+    assert "idle round trip" not in bench.run(limit=1).table
+    assert bench.summary["environment"]["idle_rtt_ms"] is None
 
 
 def test_the_default_directory_is_the_time_of_day(
@@ -422,3 +461,19 @@ def test_without_the_libraries_references_are_left_uncompared_and_that_is_said(
     assert {record["chrf"] for record in bench.records} == {None}
     assert "pip install 'outrider[quality]'" in bench.summary["quality_off"]
     assert "quality metrics are off" in result.table
+
+
+def test_a_trace_is_written_where_one_is_asked_for(bench: Bench) -> None:
+    result = bench.run(limit=1, repeats=2, trace=True)
+    assert result.trace == bench.out / "trace.json"
+    trace = json.loads(result.trace.read_text("utf-8"))
+    assert trace["otherData"]["run_id"] == bench.summary["run_id"]
+    shown = [e["name"] for e in trace["traceEvents"] if e["ph"] == "X" and e["tid"] == 100]
+    assert sorted(name for name in shown if name.endswith(" p1")) == [
+        f"{arm} p1" for arm in sorted(NAMES)
+    ]
+
+
+def test_without_asking_there_is_no_trace(bench: Bench) -> None:
+    assert bench.run(limit=1).trace is None
+    assert not (bench.out / "trace.json").exists()
