@@ -35,6 +35,7 @@ OPENING_SECONDS = 10.0
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
+_OPEN_FIRST = "the first message of a session must be `open`"
 _NOT_FOUND = pb.EntryError(
     code=grpc.StatusCode.NOT_FOUND.value[0],
     reason="NOT_FOUND",
@@ -84,11 +85,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         limits, client, deadline_ns = host.wire_limits, client_of(context), self._deadline(context)
         idle_s = min(OPENING_SECONDS, host.limits.idle_session_seconds)
         async with aclosing(arrivals(request_iterator, host.clock, lambda: idle_s)) as requests:
-            first = pb.SessionRequest()
-            async for first, _ in requests:
-                break
+            try:
+                first, _ = await anext(requests)
+            except StopAsyncIteration:
+                raise InvalidRequestError(_OPEN_FIRST) from None
             if first.WhichOneof("message") != "open":
-                raise InvalidRequestError("the first message of a session must be `open`")
+                raise InvalidRequestError(_OPEN_FIRST)
             idle_s = host.limits.idle_session_seconds
             opening = wire.open_from_proto(first.open, limits)
             async with host.open(opening, client, deadline_ns) as live:

@@ -10,7 +10,7 @@ microseconds, so that a hundred thousand samples are a matter of seconds.
 from __future__ import annotations
 
 import gc
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -135,11 +135,19 @@ class Stream:
         self._server = server
         self._state = state
         self._handle = server.model.cache.allocate()
+        self._drafts: deque[Draft] = deque()
+        self._asked = 0
 
     def send(self, draft: Draft) -> None:
-        admitted = self._state.admit(draft)
-        assert not isinstance(admitted, Verdict)
-        self._draft, self._check = draft, admitted
+        self._drafts.append(draft)
+        if len(self._drafts) == 1:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Has the oldest draft judged, if it still stands."""
+        self._admitted = admitted = self._state.admit(self._drafts[0])
+        if isinstance(admitted, Verdict):
+            return
         caller = getcurrent()
         job = Job(
             session=self._handle,
@@ -156,11 +164,18 @@ class Stream:
         return Opened(0, 0)
 
     def arrived(self) -> bool:
-        return True
+        """Lets a verdict come before every third guess that follows its draft."""
+        self._asked += 1
+        return self._asked % 3 == 0
 
     def receive(self) -> Answer:
-        verdict = self._state.settle(self._draft, self._check, _wait())
-        self._state.remember(verdict)
+        verdict = self._admitted
+        if not isinstance(verdict, Verdict):
+            verdict = self._state.settle(self._drafts[0], verdict, _wait())
+            self._state.remember(verdict)
+        self._drafts.popleft()
+        if self._drafts:
+            self._begin()
         return Answer(verdict, elapsed_ns=0, bytes_up=0, bytes_down=0)
 
 
@@ -235,6 +250,7 @@ class Setup:
     verification: VerificationParams = EXACT
     policy: DraftPolicy = PLAIN
     lengths: tuple[int, ...] = (1, 2, 3, 4)
+    ahead: int = 0
     drafter: type[Drafter] = Drafter
 
 
@@ -245,6 +261,8 @@ class Written:
     outputs: list[Output]
     num_draft_tokens: int = 0
     num_accepted_tokens: int = 0
+    num_hits: int = 0  # drafts sent ahead that were judged
+    num_overtaken: int = 0
 
 
 def write(setup: Setup, seeds: Sequence[int]) -> Written:
@@ -274,7 +292,7 @@ def _generate(
         setup.drafter(cast(LanguageModel, model)),
         Stream(server, state),
         Stopper(stop, model_eos=(EOS,), room=CONTEXT - len(PROMPT)),
-        Length(setup.lengths[seed % len(setup.lengths)]),
+        Length(setup.lengths[seed % len(setup.lengths)], setup.ahead),
         setup.policy,
         sampling,
         clock=lambda: 0,
@@ -283,6 +301,8 @@ def _generate(
         written.outputs[index] += step.token_ids
         written.num_draft_tokens += step.num_draft_tokens or 0
         written.num_accepted_tokens += step.num_accepted_tokens or 0
+        written.num_overtaken += bool(step.overtaken)
+        written.num_hits += bool(step.ahead and not step.overtaken)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from common.config import CloudSection
 from common.lm import noise, precision
 from common.lm.runner import LanguageModel
 from common.lm.sampling import Context, penalise, truncate
-from common.types import GeneratedTokens, OpenSession
+from common.types import Draft, GeneratedTokens, OpenSession
 from edge_client.drafter import Drafter
 from edge_client.session import ClientSession
 
@@ -29,6 +30,7 @@ from edge_client.session import ClientSession
 class Run:
     opening: OpenSession
     draft_length: int
+    ahead: int = 0
 
 
 @contextmanager
@@ -60,15 +62,21 @@ async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
     session = ClientSession(run.opening.prompt_token_ids)
     async with host.open(run.opening, "here") as live:
         live.prefill()
+        sent: deque[Draft] = deque()
         while True:
-            drafted = drafter.draft(
-                session.history,
-                run.draft_length,
-                run.opening.sampling,
-                prompt_length=session.prompt_length,
-            )
-            session.guess(drafted.token_ids)
-            settled = session.apply(await live.verify(session.next_draft(), host.clock()))
+            while session.num_standing <= run.ahead:
+                behind = session.num_standing > 0
+                drafted = drafter.draft(
+                    session.tokens,
+                    run.draft_length + behind,
+                    run.opening.sampling,
+                    prompt_length=session.prompt_length,
+                )
+                if behind and not drafted.token_ids:  # the draft model's context has ended
+                    break
+                session.guess(drafted.token_ids)
+                sent.append(session.next_draft())
+            settled = session.apply(await live.verify(sent.popleft(), host.clock()))
             if settled.finish_reason is not None:
                 return list(session.history[len(run.opening.prompt_token_ids) :])
 

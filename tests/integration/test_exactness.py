@@ -43,7 +43,7 @@ def random_run(rng: random.Random, vocab_size: int) -> Run:
     )
     stop = StopParams(rng.randint(1, 20), rng.choice([None, tuple(range(0, vocab_size, 9))]))
     opening = OpenSession(Peer("", "", 0, ""), prompt, sampling, stop)
-    return Run(opening, rng.randrange(LIMITS.max_draft_tokens + 1))
+    return Run(opening, rng.randrange(LIMITS.max_draft_tokens + 1), rng.randrange(3))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -126,8 +126,10 @@ def test_bad_usage_is_exit_2(
         (["--set", "drafting.lenght=3"], "nearest known one is 'drafting.length'"),
         (["--set", "engine.compile=on"], "not available in this version"),
         (
-            ["--set", "gate.kind=margin", "--set", "gate.threshold=1"]
-            + ["--set", "network.pipeline=2"],
+            [
+                *("--set", "gate.kind=margin", "--set", "gate.threshold=1"),
+                *("--set", "network.pipeline=2"),
+            ],
             "set network.pipeline to 0 or auto",
         ),
         (["--server", "nowhere"], "write it as HOST:PORT"),
