@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
-from edge_client.expectation import Outlook, Situation
+from edge_client.expectation import Paces, Situation
 from edge_client.loop import Step
 
 ADAPTIVE_LENGTHS = (*range(7), 8, 10, 12, 16, 20, 24, 32)
@@ -38,7 +38,7 @@ class AdaptivePace:
         self._server = _Line()
         self._draft_s: deque[float] = deque(maxlen=RECENT)
         self._network_s: deque[float] = deque(maxlen=RECENT)
-        self._client_s: deque[float] = deque(maxlen=RECENT)
+        self._edge_round_s: deque[float] = deque(maxlen=RECENT)
         self._received_ns: int | None = None  # when the verdict before came
         self._rounds = 0
         # At first asks at once for what the target itself would say, and drafts on meanwhile.
@@ -79,7 +79,7 @@ class AdaptivePace:
         own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
         self._server.add(drafted + 1, own_ns / 1e9)
         if before is not None and not step.ahead:
-            self._client_s.append(_elsewhere_ns(step, before) / 1e9)
+            self._edge_round_s.append(_elsewhere_ns(step, before) / 1e9)
         self._choose()
 
     def situation(self) -> Situation | None:
@@ -94,22 +94,22 @@ class AdaptivePace:
             target_s=fixed,
             target_token_s=each,
             acceptance=self._acceptance.by_position(),
-            client_s=max(0.0, median(self._client_s)) if self._client_s else 0.0,
+            edge_round_s=max(0.0, median(self._edge_round_s)) if self._edge_round_s else 0.0,
         )
 
     def _choose(self) -> None:
         situation = self.situation()
         assert situation is not None  # a round was just added
 
-        outlook = Outlook(situation, self._lengths[-1])
+        paces = Paces(situation, self._lengths[-1])
 
         def aheads(length: int) -> tuple[int, ...]:
             if self._given_ahead is not None:
                 return (self._given_ahead,)
-            return outlook.drafts_ahead(length, MOST_AHEAD)
+            return paces.drafts_ahead(length, MOST_AHEAD)
 
         _, self._length, self._ahead = max(
-            (outlook.tokens_a_second(length, ahead), length, ahead)
+            (paces.tokens_a_second(length, ahead), length, ahead)
             for length in self._lengths
             for ahead in aheads(length)
         )

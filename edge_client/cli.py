@@ -1,4 +1,4 @@
-"""`outrider-edge`: generate text, compare the arms, measure the link, check the precision."""
+"""`outrider-edge`: generate, compare the arms, measure the link, plan, check the precision."""
 
 from __future__ import annotations
 
@@ -99,6 +99,26 @@ def _ping(options: argparse.Namespace, config: Config) -> int:
     )
 
 
+def _plan(options: argparse.Namespace, config: Config) -> int:
+    from edge_client.plan import PlanOptions, plan
+
+    return plan(
+        PlanOptions(
+            records=options.records,
+            draft_ms=options.draft_ms,
+            target_ms=options.target_ms,
+            target_token_ms=options.target_token_ms,
+            acceptance=options.acceptance,
+            rtt_ms=options.rtt_ms,
+            lengths=options.lengths,
+            tokens=options.tokens,
+            as_json=options.json,
+            out=options.out,
+        ),
+        config,
+    )
+
+
 def _check(options: argparse.Namespace, config: Config) -> int:
     from edge_client.check import check
 
@@ -193,6 +213,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     ping.add_argument("--json", action="store_true", help="print one JSON object instead")
     ping.set_defaults(run=_ping)
+
+    plan = commands.add_parser(
+        "plan", parents=[_shared()], help="predict each arm's speed and cost, and where it pays"
+    )
+    plan.add_argument(
+        "--records", type=Path, metavar="DIR|FILE", help="take the numbers from a bench's records"
+    )
+    for flag, name, meaning in (
+        ("--draft-ms", "X", "the draft model's time for a token"),
+        ("--target-ms", "X", "the target's time for a request"),
+        ("--target-token-ms", "X", "and for each token in it; default: 0"),
+        ("--acceptance", "A,...", "how likely a guess is right, from 0 to 1"),
+        ("--rtt-ms", "X,...", "round trips of the network; default: 0 to 200"),
+        ("--lengths", "N,...", "draft lengths; default: 1 to 32"),
+        ("--tokens", "N", "of a text; default: as in the records, else without an end"),
+    ):
+        plan.add_argument(flag, metavar=name, help=meaning)
+    plan.add_argument("--json", action="store_true", help="print one JSON object instead")
+    plan.add_argument("--out", type=Path, metavar="FILE.html|svg", help="draw a heat map")
+    plan.set_defaults(run=_plan)
 
     check = commands.add_parser(
         "check",
