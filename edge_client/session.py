@@ -9,8 +9,9 @@ of it stand; any other overtakes what follows: a new epoch begins, and the serve
 it has not seen of the old one without a forward, as its `assumed_bonus_token_id` fails.
 
 `_held` is how far the server's copy is known to reach, and a draft with nothing before it
-starts there. When the server has lost some (MISMATCH), `_held` falls back, and when the
-client commits some without asking, `_held` stays: the next draft carries what is missing.
+starts there. When the server has lost some (MISMATCH, or STALE of what nothing overtook), it
+falls back, and when the client commits some without asking, it stays: the next draft carries what
+is missing.
 """
 
 from __future__ import annotations
@@ -145,11 +146,13 @@ class ClientSession:
             raise _broken(verdict, f"step {draft.step_id}, epoch {draft.epoch} is in flight")
         if draft.epoch < self._epoch:
             return self._drop(verdict)
-        if verdict.outcome is Outcome.MISMATCH and draft.assumed_bonus_token_id is None:
-            return self._fall_back(draft, verdict)
-        if verdict.outcome is not Outcome.VERIFIED:
+        if verdict.outcome is Outcome.VERIFIED:
+            return self._confirm(draft, verdict)
+        # How a server says that it has lost tokens depends on whether the draft was sent ahead.
+        lost = Outcome.MISMATCH if draft.assumed_bonus_token_id is None else Outcome.STALE
+        if verdict.outcome is not lost:
             raise _broken(verdict, "nothing overtook this draft")
-        return self._confirm(draft, verdict)
+        return self._fall_back(verdict)
 
     def _drop(self, verdict: Verdict) -> Round:
         if verdict.outcome is not Outcome.STALE:
@@ -157,13 +160,10 @@ class ClientSession:
         self._in_flight.popleft()
         return Round(overtaken=True)
 
-    def _fall_back(self, draft: Draft, verdict: Verdict) -> Round:
+    def _fall_back(self, verdict: Verdict) -> Round:
         # Strictly backwards, or two ends that disagree would resend for ever.
-        if not self.prompt_length <= verdict.position < draft.position:
-            raise _broken(
-                verdict,
-                f"a mismatch must lie in [{self.prompt_length}, {draft.position})",
-            )
+        if not self.prompt_length <= verdict.position < self._held:
+            raise _broken(verdict, f"what it lost must lie in [{self.prompt_length}, {self._held})")
         self._in_flight.popleft()
         self._held = verdict.position
         return Round(num_wasted_tokens=self._overtake())

@@ -170,9 +170,21 @@ def test_a_draft_that_nothing_overtook_cannot_be_stale() -> None:
     session = waiting()
     send(session, 5, 6)
     session.apply(verified(2, 9, 3, 5))
-    for outcome in (Outcome.STALE, Outcome.MISMATCH):
-        with pytest.raises(InternalError, match="nothing overtook"):
-            session.apply(Verdict(3, 0, outcome, 9))
+    before = snapshot(session)
+    for outcome, position in ((Outcome.STALE, 9), (Outcome.STALE, 2), (Outcome.MISMATCH, 4)):
+        with pytest.raises(InternalError, match="nothing overtook|what it lost"):
+            session.apply(Verdict(3, 0, outcome, position))
+        assert snapshot(session) == before
+
+
+def test_what_was_lost_before_a_draft_sent_ahead_came_is_sent_again() -> None:
+    session = waiting()
+    send(session, 5, 6)
+    session.apply(verified(2, 9, 3, 5))
+    assert session.apply(Verdict(3, 0, Outcome.STALE, 4)) == Round(num_wasted_tokens=1)
+    again = send(session, 6)
+    assert (again.position, again.confirmed_token_ids) == (4, (5, 7, 8, 9, 5))
+    assert again.assumed_bonus_token_id is None
 
 
 def test_an_unsent_bonus_token_that_came_out_otherwise_is_dropped_without_an_epoch() -> None:
