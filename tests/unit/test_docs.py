@@ -192,6 +192,7 @@ def test_every_flag_named_exists() -> None:
         "cloud_server/cli.py",
         "edge_client/cli.py",
         "edge_client/relay/cli.py",
+        "edge_client/relay/netem.py",
         "demo/run.py",
         "demo/train.py",
     ):
