@@ -21,6 +21,9 @@ FORGETTING = 0.98
 """What a round counts for beside the one after it, in acceptance and the server's times."""
 GUESSED_ACCEPTANCE, ITS_WEIGHT = 0.7, 2.0
 """Of guesses at large, before any was judged, and for how many judged ones that counts."""
+NEAR_S, TRIED_ROUNDS = 0.003, 4
+"""Below which network time both ends may share a machine, and rounds that then tell what it takes
+the target while nobody drafts."""
 POOLED_WEIGHT = 20.0
 """For how many guesses at a position those at all others count."""
 
@@ -35,8 +38,9 @@ class AdaptivePace:
         self._lengths = sorted({min(length, max_draft_tokens) for length in lengths})
         self._given_ahead = ahead
         self._acceptance = _Acceptance(self._lengths[-1] + 1)
-        self._server = _Line()
-        self._draft_s: deque[float] = deque(maxlen=RECENT)
+        # Ends that share a machine slow each other down where drafting goes on while the target
+        # works: so both are timed apart for either way.
+        self._waiting, self._sending = _Speeds(), _Speeds()
         self._network_s: deque[float] = deque(maxlen=RECENT)
         self._edge_round_s: deque[float] = deque(maxlen=RECENT)
         self._received_ns: int | None = None  # when the verdict before came
@@ -58,9 +62,10 @@ class AdaptivePace:
         """Takes note of how long guesses took."""
         if not tokens:
             return
-        self._draft_s.append(spent_ns / tokens / 1e9)
+        draft_s = spent_ns / tokens / 1e9
+        self._speeds.draft_s.append(draft_s)
         if not self._rounds:
-            fitting = FIRST_DRAFT_S / median(self._draft_s) - 1  # 1: the assumed bonus token
+            fitting = FIRST_DRAFT_S / draft_s - 1  # 1: the assumed bonus token
             self._length = max(
                 (length for length in self._lengths if length <= fitting), default=self._lengths[0]
             )
@@ -74,22 +79,24 @@ class AdaptivePace:
         self._acceptance.add(drafted, accepted)
         self._network_s.append((step.elapsed_ns - step.timing.total_ns) / 1e9)
         self._rounds += 1
-        if self._rounds == 2:
-            self._server = _Line()  # the first round waited for the prompt
+        if self._rounds == 2:  # the first round waited for the prompt
+            self._waiting.server, self._sending.server = _Line(), _Line()
         own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
-        self._server.add(drafted + 1, own_ns / 1e9)
+        self._speeds.server.add(drafted + 1, own_ns / 1e9)
         if before is not None and not step.ahead:
             self._edge_round_s.append(_elsewhere_ns(step, before) / 1e9)
         self._choose()
 
-    def situation(self) -> Situation | None:
-        """Returns what is known by now; None before the first round."""
+    def situation(self, *, ahead: bool) -> Situation | None:
+        """Returns what is known by now of one way; None before the first round."""
         if not self._network_s:
             return None
-        fixed, each = self._server.fit()
+        own, other = (self._sending, self._waiting) if ahead else (self._waiting, self._sending)
+        draft_s = own.draft_s or other.draft_s
+        fixed, each = (own if own.server.is_known else other).server.fit()
         return Situation(
-            # A server alone decides where nothing was drafted yet.
-            draft_s=median(self._draft_s) if self._draft_s else 0.0,
+            # The server alone decides where nothing was drafted yet.
+            draft_s=median(draft_s) if draft_s else 0.0,
             network_s=max(0.0, median(self._network_s)),
             target_s=fixed,
             target_token_s=each,
@@ -97,22 +104,42 @@ class AdaptivePace:
             edge_round_s=max(0.0, median(self._edge_round_s)) if self._edge_round_s else 0.0,
         )
 
+    @property
+    def _speeds(self) -> _Speeds:
+        return self._sending if self._ahead else self._waiting
+
     def _choose(self) -> None:
-        situation = self.situation()
-        assert situation is not None  # a round was just added
-
-        paces = Paces(situation, self._lengths[-1])
-
-        def aheads(length: int) -> tuple[int, ...]:
-            if self._given_ahead is not None:
-                return (self._given_ahead,)
-            return paces.drafts_ahead(length, MOST_AHEAD)
-
+        longest = self._lengths[-1]
+        waiting, sending = (
+            Paces(situation, longest)
+            for ahead in (False, True)
+            if (situation := self.situation(ahead=ahead)) is not None
+        )
+        if self._given_ahead is not None:
+            paces = sending if self._given_ahead else waiting
+            settings = [(paces, length, self._given_ahead) for length in self._lengths]
+        else:
+            settings = [(waiting, length, 0) for length in self._lengths]
+            near = median(self._network_s) < NEAR_S
+            if not near or self._waiting.server.rounds >= TRIED_ROUNDS:
+                settings += [
+                    (sending, length, ahead)
+                    for length in self._lengths
+                    for ahead in sending.drafts_ahead(length, MOST_AHEAD)
+                    if ahead
+                ]
         _, self._length, self._ahead = max(
             (paces.tokens_a_second(length, ahead), length, ahead)
-            for length in self._lengths
-            for ahead in aheads(length)
+            for paces, length, ahead in settings
         )
+
+
+class _Speeds:
+    """Is how fast both ends are while one way of sending is used."""
+
+    def __init__(self) -> None:
+        self.draft_s: deque[float] = deque(maxlen=RECENT)
+        self.server = _Line()
 
 
 def _elsewhere_ns(step: Step, before_ns: int) -> int:
@@ -151,9 +178,16 @@ class _Line:
 
     def __init__(self) -> None:
         self._weight = self._x = self._y = self._xx = self._xy = 0.0
+        self.rounds = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything to fit."""
+        return self.rounds > 0
 
     def add(self, x: float, y: float) -> None:
         keep = FORGETTING
+        self.rounds += 1
         self._weight = keep * self._weight + 1
         self._x, self._y = keep * self._x + x, keep * self._y + y
         self._xx, self._xy = keep * self._xx + x * x, keep * self._xy + x * y

@@ -36,6 +36,7 @@ class World:
     target_ms: float = 8.0
     target_token_ms: float = 0.2
     overhead_ms: float = 0.1
+    contention: float = 1.0  # by how much the target is slower while somebody drafts
     now: int = 0
 
     def __call__(self) -> int:
@@ -64,6 +65,8 @@ class SimulatedStream(PairedStream):
         arrives = sent + self.world.half_trip()
         begins = max(arrives, self._free_at)
         cost = self.world.target_ms + self.world.target_token_ms * (len(draft.token_ids) + 1)
+        if self._due:
+            cost *= self.world.contention
         computed = round(cost * MS) if self.forwards > runs_before else 0
         self._free_at = begins + computed
         timing = StepTiming(

@@ -76,6 +76,16 @@ def test_it_stops_and_waits_where_a_draft_token_takes_longer_than_a_round() -> N
     assert (pace.ahead, pace.next(100)) == (0, 0)
 
 
+@pytest.mark.parametrize(("contention", "sends_ahead"), [(1.0, True), (3.0, False)])
+def test_it_notices_when_drafting_slows_the_target_beside_it(
+    contention: float, sends_ahead: bool
+) -> None:
+    """Two processes on one machine: what is won by overlapping may be lost by sharing cores."""
+    pace = adaptive()
+    simulate(World(1.0, lambda _: 0.5, 0.8, contention=contention), pace, 600)
+    assert (pace.ahead > 0) == sends_ahead
+
+
 def test_it_sends_ahead_where_the_link_is_long() -> None:
     pace = adaptive()
     simulate(world(10.0, 100.0, 0.9), pace, TOKENS)
@@ -95,7 +105,7 @@ def test_what_was_asked_for_is_kept() -> None:
 def test_it_knows_the_situation_it_is_in() -> None:
     pace = adaptive()
     simulate(World(3.0, lambda _: 40.0, 0.8, target_ms=9.0, target_token_ms=0.5), pace, 1_000)
-    known = pace.situation()
+    known = pace.situation(ahead=True)
     assert known is not None
     assert known.draft_s == pytest.approx(3e-3, rel=0.05)
     assert known.network_s == pytest.approx(40e-3, rel=0.05)
