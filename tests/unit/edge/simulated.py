@@ -38,6 +38,7 @@ class World:
     overhead_ms: float = 0.1
     contention: float = 1.0  # by how much the target is slower while somebody drafts
     now: int = 0
+    num_guessed: int = 0
 
     def __call__(self) -> int:
         return self.now
@@ -54,7 +55,7 @@ class SimulatedStream(PairedStream):
     """Answers each draft in its turn, and lets the verdict arrive when it would."""
 
     world: World = field(default_factory=lambda: World(1, lambda _: 1, 1))
-    _due: deque[tuple[int, int, StepTiming]] = field(default_factory=deque)
+    _due: deque[tuple[int, int, StepTiming, int]] = field(default_factory=deque)
     _free_at: int = 0  # when the target has done what it was asked
     _last_at: int = 0
 
@@ -65,8 +66,6 @@ class SimulatedStream(PairedStream):
         arrives = sent + self.world.half_trip()
         begins = max(arrives, self._free_at)
         cost = self.world.target_ms + self.world.target_token_ms * (len(draft.token_ids) + 1)
-        if self._due:
-            cost *= self.world.contention
         computed = round(cost * MS) if self.forwards > runs_before else 0
         self._free_at = begins + computed
         timing = StepTiming(
@@ -74,13 +73,21 @@ class SimulatedStream(PairedStream):
         )
         # A link keeps the order, whatever it does to delays.
         self._last_at = max(self._last_at, self._free_at + self.world.half_trip())
-        self._due.append((sent, self._last_at, timing))
+        self._due.append((sent, self._last_at, timing, self.world.num_guessed))
 
     def arrived(self) -> bool:
         return bool(self._due) and self._due[0][1] <= self.world.now
 
     def receive(self) -> Answer:
-        sent, at, timing = self._due.popleft()
+        sent, at, timing, num_guessed = self._due.popleft()
+        if self.world.num_guessed > num_guessed:  # somebody drafted beside the target
+            slower = round(timing.computed_ns * (self.world.contention - 1))
+            at += slower
+            timing = replace(
+                timing,
+                computed_ns=timing.computed_ns + slower,
+                total_ns=timing.total_ns + slower,
+            )
         self.world.now = max(self.world.now, at)
         verdict = replace(super().receive().verdict, timing=timing)
         return Answer(verdict, elapsed_ns=at - sent, bytes_up=7, bytes_down=5, received_ns=at)
@@ -113,6 +120,7 @@ class SimulatedDrafter:
             if made and interrupted():
                 return Drafted(tuple(tokens[len(history) :]), interrupted=True)
             self.world.spend(self.world.draft_ms)
+            self.world.num_guessed += 1
             right = self._luck[len(tokens)] < self.world.acceptance
             tokens.append(target(tokens) if right else 299)
         return Drafted(tuple(tokens[len(history) :]))
