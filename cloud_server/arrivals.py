@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from cloud_server.jobs import Clock
 from common.errors import EvictedError
 
 READ_AHEAD = 64
-"""Requests that may wait unanswered; more than that stay in the network."""
+READ_AHEAD_BYTES = 1 << 16
+"""Requests, and their bytes, that may wait unanswered; more than that stays in the network."""
 
-Request = TypeVar("Request")
+
+class Message(Protocol):
+    """Is a request as it came."""
+
+    def ByteSize(self) -> int: ...  # noqa: D102
+
+
+Request = TypeVar("Request", bound=Message)
 
 
 async def arrivals(
@@ -25,11 +33,18 @@ async def arrivals(
     """
     waiting: asyncio.Queue[tuple[Request, int] | Exception | None] = asyncio.Queue(READ_AHEAD)
 
+    unanswered, has_room = 0, asyncio.Event()
+
     async def read() -> None:
+        nonlocal unanswered
         ended = None
         try:
             async for request in requests:
+                unanswered += request.ByteSize()
                 await waiting.put((request, clock()))
+                while unanswered > READ_AHEAD_BYTES:
+                    has_room.clear()
+                    await has_room.wait()
         except Exception as error:  # raised again where it is waited for
             ended = error
         await waiting.put(ended)
@@ -50,6 +65,8 @@ async def arrivals(
                 return
             if isinstance(arrived, Exception):
                 raise arrived
+            unanswered -= arrived[0].ByteSize()
+            has_room.set()
             yield arrived
     finally:
         reader.cancel()

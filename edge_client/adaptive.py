@@ -8,11 +8,16 @@ from statistics import median
 
 from edge_client.expectation import Paces, Situation
 from edge_client.loop import Step
+from edge_client.policy import Drafted
 
 ADAPTIVE_LENGTHS = (*range(7), 8, 10, 12, 16, 20, 24, 32)
 """Draft lengths that are considered: all short ones, and long ones by steps that matter."""
 FIRST_DRAFT_S = 0.004
 """How long a draft may take to make while the link is not known: about what a target takes."""
+MOST_READ = 8
+"""Tokens of a text that the draft model reads in about the time of one."""
+TRIED_AGAIN = 80.0
+"""Where drafting does not pay: after how many draft tokens' time it is tried again, two tokens."""
 MOST_AHEAD = 32
 """Half of what a server remembers to answer again."""
 RECENT = 7
@@ -45,6 +50,8 @@ class AdaptivePace:
         self._edge_round_s: deque[float] = deque(maxlen=RECENT)
         self._received_ns: int | None = None  # when the verdict before came
         self._rounds = 0
+        self._undrafted = 0  # rounds since drafting was given up
+        self._most_undrafted = 0.0  # and after how many it is tried again
         # At first asks at once for what the target itself would say, and drafts on meanwhile.
         self._length = self._lengths[0]
         self._ahead = MOST_AHEAD if ahead is None else ahead
@@ -56,13 +63,19 @@ class AdaptivePace:
 
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""
-        return max(0, min(self._length, remaining - 1))
+        tries_again = self._undrafted and self._undrafted >= self._most_undrafted
+        length = self._lengths[-1] and 1 if tries_again else self._length
+        return max(0, min(length, remaining - 1))
 
-    def drafted(self, tokens: int, spent_ns: int) -> None:
-        """Takes note of how long guesses took."""
-        if not tokens:
+    def drafted(self, drafted: Drafted, spent_ns: int) -> None:
+        """Takes note of how long guesses took, unless much of the text had to be read first."""
+        if not drafted.token_ids or drafted.num_read_tokens > MOST_READ:
             return
-        draft_s = spent_ns / tokens / 1e9
+        draft_s = max(spent_ns, 1) / len(drafted.token_ids) / 1e9
+        if self._undrafted:
+            self._waiting.draft_s.clear()  # what was thought then
+            self._sending.draft_s.clear()
+            self._undrafted = 0
         self._speeds.draft_s.append(draft_s)
         if not self._rounds:
             fitting = FIRST_DRAFT_S / draft_s - 1  # 1: the assumed bonus token
@@ -77,12 +90,14 @@ class AdaptivePace:
             return
         drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
         self._acceptance.add(drafted, accepted)
-        self._network_s.append((step.elapsed_ns - step.timing.total_ns) / 1e9)
+        self._network_s.append(max(0, step.elapsed_ns - step.timing.total_ns) / 1e9)
         self._rounds += 1
         if self._rounds == 2:  # the first round waited for the prompt
             self._waiting.server, self._sending.server = _Line(), _Line()
-        own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
-        self._speeds.server.add(drafted + 1, own_ns / 1e9)
+        total_ns = min(step.timing.total_ns, step.elapsed_ns)
+        own_ns = total_ns - (min(step.timing.queued_ns, total_ns) if step.ahead else 0)
+        if not step.reconnects:  # else it waited for the text so far
+            self._speeds.server.add(drafted + 1, max(own_ns, 1) / 1e9)
         if before is not None and not step.ahead:
             self._edge_round_s.append(_elsewhere_ns(step, before) / 1e9)
         self._choose()
@@ -110,11 +125,11 @@ class AdaptivePace:
 
     def _choose(self) -> None:
         longest = self._lengths[-1]
-        waiting, sending = (
-            Paces(situation, longest)
-            for ahead in (False, True)
-            if (situation := self.situation(ahead=ahead)) is not None
-        )
+        if not (self._waiting.draft_s or self._sending.draft_s):
+            self._length = min(1, longest)  # which tells
+            return
+        situations = [self.situation(ahead=ahead) for ahead in (False, True)]
+        waiting, sending = (Paces(known, longest) for known in situations if known is not None)
         if self._given_ahead is not None:
             paces = sending if self._given_ahead else waiting
             settings = [(paces, length, self._given_ahead) for length in self._lengths]
@@ -131,6 +146,14 @@ class AdaptivePace:
         _, self._length, self._ahead = max(
             (paces.tokens_a_second(length, ahead), length, ahead)
             for paces, length, ahead in settings
+        )
+        if self._length or self._ahead:
+            return
+        self._undrafted += 1
+        self._most_undrafted = (
+            TRIED_AGAIN
+            * waiting.tokens_a_second(0, 0)
+            * median(self._waiting.draft_s or self._sending.draft_s)
         )
 
 

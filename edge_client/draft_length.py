@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from edge_client.policy import Drafted
+
 if TYPE_CHECKING:
     from edge_client.loop import Step
 
@@ -21,7 +23,7 @@ class Pace(Protocol):
         """Returns how many tokens to draft when the output may have `remaining` more."""
         ...
 
-    def drafted(self, tokens: int, spent_ns: int) -> None:
+    def drafted(self, drafted: Drafted, spent_ns: int) -> None:
         """Takes note of how long guesses took."""
         ...
 
@@ -47,7 +49,7 @@ class FixedPace:
         """Returns the draft length of the next round, at least 0."""
         return max(0, min(self.length, self.max_draft_tokens, remaining - 1))
 
-    def drafted(self, tokens: int, spent_ns: int) -> None:
+    def drafted(self, drafted: Drafted, spent_ns: int) -> None:
         """Learns nothing."""
 
     def learn(self, step: Step) -> None:

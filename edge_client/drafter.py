@@ -113,22 +113,27 @@ class Drafter:
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
         interrupted: Callable[[], bool] = never,
+        behind: bool = False,
     ) -> Drafted:
         """Guesses at most `count` tokens that follow `history`, a prompt first.
 
         Fewer where the context ends or the policy says so, and none after one of `ends`:
         no output goes on there. `interrupted` is asked before each token but the first, and
-        ends the draft. `history` has at least one token.
+        ends the draft. `behind` says that the first guess stands for the bonus token of a draft in
+        flight: doubt does not end there, or it would matter when that one is answered. `history`
+        has at least one token.
         """
         end = min(len(history) + count, self.context_length)
         tokens = list(history)
         distributions: list[DraftDistribution] = []
         sure = policy.gate is not None
         cut = False
+        num_read = 0
         while len(tokens) < end and not cut:
-            logits = (
-                self._extend(tokens[-1:]) if len(tokens) > len(history) else self._follow(tokens)
-            )
+            if len(tokens) > len(history):
+                logits = self._extend(tokens[-1:])
+            else:
+                logits, num_read = self._follow(tokens)
             context = Context(tokens, len(tokens), prompt_length)
             if policy.candidates is None or sampling.is_greedy:
                 guess = coupled_guess(logits, context, sampling)
@@ -139,14 +144,22 @@ class Drafter:
             sure = sure and policy.gate is not None and is_sure(policy.gate, logits, guess)
             if guess in ends:
                 break
-            if policy.min_confidence and confidence(logits, guess) < policy.min_confidence:
+            is_bonus = behind and len(tokens) == len(history) + 1
+            if (
+                policy.min_confidence
+                and not is_bonus
+                and confidence(logits, guess) < policy.min_confidence
+            ):
                 break
             cut = len(tokens) < end and interrupted()
         guesses = tuple(tokens[len(history) :])
-        return Drafted(guesses, tuple(distributions), sure and bool(guesses), cut)
+        return Drafted(guesses, tuple(distributions), sure and bool(guesses), cut, num_read)
 
-    def _follow(self, history: list[int]) -> torch.Tensor:
-        """Brings the cache in step and returns the logits `[1, vocab]` after the last token."""
+    def _follow(self, history: list[int]) -> tuple[torch.Tensor, int]:
+        """Brings the cache in step; returns the logits `[1, vocab]` after the last token.
+
+        And how many tokens went through the model for it.
+        """
         common = next(
             compress(count(), map(ne, self._cached, history)),
             min(len(self._cached), len(history)),
@@ -157,7 +170,7 @@ class Drafter:
         del self._cached[common:]
         for start in range(common, len(history), PREFILL_CHUNK):
             logits = self._extend(history[start : start + PREFILL_CHUNK])
-        return logits
+        return logits, len(history) - common
 
     def _extend(self, token_ids: list[int]) -> torch.Tensor:
         """Appends tokens to the cache and returns the logits `[1, vocab]` after the last."""

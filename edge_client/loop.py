@@ -73,10 +73,12 @@ class DraftSource(Protocol):
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
         interrupted: Callable[[], bool] = never,
+        behind: bool = False,
     ) -> Drafted:
         """Guesses at most `count` tokens that follow `history`, a prompt first.
 
-        None after one of `ends`, and none after the one in hand once `interrupted`.
+        None after one of `ends`, and none after the one in hand once `interrupted`. `behind`: the
+        first stands for a bonus token.
         """
         ...
 
@@ -120,10 +122,11 @@ def speculate(
                 ends=stopper.eos_token_ids,
                 policy=policy,
                 interrupted=stream.arrived if flights else never,
+                behind=session.num_standing > 0 and not session.num_unsent_tokens,
             )
             drafting.append((started, clock()))
             guessed += len(drafted.token_ids)
-            pace.drafted(len(drafted.token_ids), drafting[-1][1] - started)
+            pace.drafted(drafted, drafting[-1][1] - started)
             if drafted.sure:
                 yield _unasked(session, stopper, stream, drafted, drafting)
                 drafting, guessed = [], 0

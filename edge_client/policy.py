@@ -53,13 +53,15 @@ PLAIN = DraftPolicy()
 class Drafted:
     """Is one draft: guesses, what each was drawn from if drawn, and if the gate lets all pass.
 
-    `interrupted`: more would have followed, had there been time.
+    `interrupted`: more would have followed, had there been time. `num_read_tokens`: of the history,
+    so many had to go through the model first.
     """
 
     token_ids: tuple[int, ...] = ()
     distributions: tuple[DraftDistribution, ...] = ()
     sure: bool = False
     interrupted: bool = False
+    num_read_tokens: int = 0
 
 
 def never() -> bool:

@@ -127,8 +127,9 @@ class SessionStream:
         return Opened(self._opening_bytes, arrival.size)
 
     def arrived(self) -> bool:
-        """Whether `receive` would not wait long."""
-        return self._responses.waiting() > (0 if self._is_opened else 1)
+        """Whether `receive` would not wait long: a verdict is here, or whatever ended the call."""
+        waiting = self._responses.waiting()
+        return waiting > (0 if self._is_opened else 1) or (waiting > 0 and self._responses.ended)
 
     def receive(self) -> Answer:
         """Waits for the verdict on the oldest draft in flight."""
@@ -193,6 +194,8 @@ class Responses(Generic[Value]):
         self._clock = clock
         self._arrivals: queue.SimpleQueue[Arrival[Value] | Exception | None] = queue.SimpleQueue()
         self._begun = False
+        self.ended = False
+        """Whether the last of them has arrived."""
         threading.Thread(target=self._take, name="responses", daemon=True).start()
 
     def __enter__(self) -> Responses[Value]:
@@ -240,6 +243,8 @@ class Responses(Generic[Value]):
                 now = self._clock()
                 self._arrivals.put(Arrival(value, now, len(data) + FRAME_BYTES, now - begun))
         except Exception as error:  # whatever it is, it is the caller's
-            self._arrivals.put(error)
+            last: Exception | None = error
         else:
-            self._arrivals.put(None)
+            last = None
+        self.ended = True
+        self._arrivals.put(last)

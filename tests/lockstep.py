@@ -221,6 +221,7 @@ class Regardless(Drafter):
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
         interrupted: Callable[[], bool] = never,
+        behind: bool = False,
     ) -> Drafted:
         return super().draft(history, count, sampling, prompt_length=prompt_length, policy=policy)
 
@@ -235,7 +236,7 @@ class Length:
     def next(self, remaining: int) -> int:
         return self.tokens
 
-    def drafted(self, tokens: int, spent_ns: int) -> None: ...
+    def drafted(self, drafted: Drafted, spent_ns: int) -> None: ...
 
     def learn(self, step: Step) -> None: ...
 

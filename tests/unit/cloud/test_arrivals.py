@@ -8,14 +8,26 @@ from contextlib import aclosing
 
 import pytest
 
-from cloud_server.arrivals import READ_AHEAD, arrivals
+from cloud_server.arrivals import READ_AHEAD, READ_AHEAD_BYTES, arrivals
 from common.errors import EvictedError, InvalidRequestError
+
+
+class Message(str):
+    """Is a request that says its size."""
+
+    size = 1
+
+    def ByteSize(self) -> int:
+        return self.size
 
 
 class Sender:
     """Sends what it is told, one request a tick of the clock."""
 
-    def __init__(self, count: int, error: Exception | None = None, hangs: bool = False) -> None:
+    def __init__(
+        self, count: int, error: Exception | None = None, hangs: bool = False, size: int = 1
+    ) -> None:
+        self.size = size
         self.sent = 0
         self.count = count
         self.error = error
@@ -24,10 +36,12 @@ class Sender:
     def clock(self) -> int:
         return self.sent
 
-    async def requests(self) -> AsyncIterator[str]:
+    async def requests(self) -> AsyncIterator[Message]:
         while self.sent < self.count:
             self.sent += 1
-            yield f"request {self.sent}"
+            message = Message(f"request {self.sent}")
+            message.size = self.size
+            yield message
         if self.error:
             raise self.error
         if self.hangs:
@@ -40,7 +54,7 @@ async def settle() -> None:
 
 
 def test_what_waits_for_its_turn_arrived_before() -> None:
-    async def run() -> list[tuple[str, int]]:
+    async def run() -> list[tuple[Message, int]]:
         sender, seen = Sender(3), []
         async with aclosing(arrivals(sender.requests(), sender.clock, lambda: 9)) as requests:
             async for arrived in requests:
@@ -63,8 +77,20 @@ def test_a_sender_far_ahead_of_the_answers_has_to_wait() -> None:
     assert READ_AHEAD <= asyncio.run(run()) <= READ_AHEAD + 2
 
 
+def test_large_requests_wait_in_the_network_and_not_in_memory() -> None:
+    async def run() -> list[int]:
+        sender, sent = Sender(5, size=READ_AHEAD_BYTES + 1), []
+        async with aclosing(arrivals(sender.requests(), sender.clock, lambda: 9)) as requests:
+            async for _ in requests:
+                await settle()
+                sent.append(sender.sent)
+        return sent
+
+    assert asyncio.run(run()) == [2, 3, 4, 5, 5]  # one is answered, and one waits
+
+
 def test_what_ends_the_stream_is_raised_after_what_came_before() -> None:
-    async def run() -> list[str]:
+    async def run() -> list[Message]:
         sender = Sender(2, InvalidRequestError("no message"))
         requests = arrivals(sender.requests(), sender.clock, lambda: 9)
         seen = [(await anext(requests))[0], (await anext(requests))[0]]

@@ -206,6 +206,7 @@ class ScriptedDrafter:
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
         interrupted: Callable[[], bool] = never,
+        behind: bool = False,
     ) -> Drafted:
         tokens = list(history)
         for made in range(min(count, self.context_length - len(history))):

@@ -36,6 +36,7 @@ class World:
     target_ms: float = 8.0
     target_token_ms: float = 0.2
     overhead_ms: float = 0.1
+    draft_read_ms: float = 0.0  # the draft model's time for a token that is read, not made
     contention: float = 1.0  # by how much the target is slower while somebody drafts
     now: int = 0
     num_guessed: int = 0
@@ -102,6 +103,7 @@ class SimulatedDrafter:
 
     def __post_init__(self) -> None:
         chance = random.Random(self.seed)
+        self._read = 0
         self._luck = [chance.random() for _ in range(LONGEST)]
 
     def draft(
@@ -114,24 +116,33 @@ class SimulatedDrafter:
         ends: Collection[int] = (),
         policy: DraftPolicy = PLAIN,
         interrupted: Callable[[], bool] = never,
+        behind: bool = False,
     ) -> Drafted:
         tokens = list(history)
+        unread = max(1, len(history) - self._read)
+        if count:
+            self.world.spend(self.world.draft_read_ms * (unread - 1))
+            self._read = len(history) + count
         for made in range(count):
             if made and interrupted():
-                return Drafted(tuple(tokens[len(history) :]), interrupted=True)
+                return Drafted(
+                    tuple(tokens[len(history) :]), interrupted=True, num_read_tokens=unread
+                )
             self.world.spend(self.world.draft_ms)
             self.world.num_guessed += 1
             right = self._luck[len(tokens)] < self.world.acceptance
             tokens.append(target(tokens) if right else 299)
-        return Drafted(tuple(tokens[len(history) :]))
+        return Drafted(tuple(tokens[len(history) :]), num_read_tokens=unread)
 
 
-def simulate(world: World, pace: Pace, tokens: int, seed: int = 0) -> list[tuple[int, Step]]:
+def simulate(
+    world: World, pace: Pace, tokens: int, seed: int = 0, prompt: tuple[int, ...] = PROMPT
+) -> list[tuple[int, Step]]:
     """Writes a text; returns its steps and when each came, in nanoseconds."""
     stop = StopParams(tokens, ())
-    stream = SimulatedStream(OpenSession(PEER, PROMPT, GREEDY, stop), world=world)
+    stream = SimulatedStream(OpenSession(PEER, prompt, GREEDY, stop), world=world)
     steps = speculate(
-        ClientSession(PROMPT),
+        ClientSession(prompt),
         SimulatedDrafter(world, seed),
         stream,
         Stopper(stop, model_eos=(), room=LONGEST),
@@ -143,7 +154,9 @@ def simulate(world: World, pace: Pace, tokens: int, seed: int = 0) -> list[tuple
     return [(world.now, step) for step in steps]
 
 
-def rate(world: World, pace: Pace, tokens: int, seed: int = 0) -> float:
+def rate(
+    world: World, pace: Pace, tokens: int, seed: int = 0, prompt: tuple[int, ...] = PROMPT
+) -> float:
     """Returns tokens a second."""
-    steps = simulate(world, pace, tokens, seed)
+    steps = simulate(world, pace, tokens, seed, prompt)
     return sum(len(step.token_ids) for _, step in steps) / (steps[-1][0] / MS) * 1000

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from common.types import StepTiming
 from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.draft_length import FixedPace, Pace
 from edge_client.expectation import Situation, alone, tokens_a_second
+from edge_client.loop import Step
+from edge_client.policy import Drafted
 from tests.unit.edge import pair
 from tests.unit.edge.simulated import LONGEST, MS, World, rate, simulate, target
 
@@ -84,6 +89,55 @@ def test_it_notices_when_drafting_slows_the_target_beside_it(
     pace = adaptive()
     simulate(World(1.0, lambda _: 0.5, 0.8, contention=contention), pace, 600)
     assert (pace.ahead > 0) == sends_ahead
+
+
+@pytest.mark.parametrize("rtt_ms", [2.0, 20.0, 50.0])
+@pytest.mark.parametrize("prompt_tokens", [3, 30, 400])
+def test_a_prompt_that_the_draft_model_reads_for_long_is_not_its_speed(
+    rtt_ms: float, prompt_tokens: int
+) -> None:
+    prompt = (300,) * prompt_tokens
+
+    def speed(pace: Pace) -> float:
+        reading = World(2.0, lambda _: rtt_ms, 0.85, draft_read_ms=1.0)
+        return rate(reading, pace, 400, prompt=prompt)
+
+    best = max(speed(FixedPace(length, 64, ahead)) for length in (1, 2, 4, 6) for ahead in (0, 8))
+    assert speed(adaptive()) >= 0.93 * best
+
+
+def test_drafting_that_was_given_up_is_tried_again() -> None:
+    """A draft model that was slow for a while, as on a machine busy with something else."""
+    busy = World(60.0, lambda _: 4.0, 0.9)
+    pace = adaptive()
+    steps = simulate(busy, pace, 60)
+    assert (pace.ahead, pace.next(100)) == (0, 0)
+    assert sum(step.num_guessed_tokens or 0 for _, step in steps) < 10
+    busy.draft_ms = 1.0
+    simulate(busy, pace, 2_000)
+    assert pace.next(100) > 1
+
+
+@given(
+    st.lists(
+        st.tuples(*(st.integers(0, 10**9) for _ in range(4)), st.integers(0, 8), st.booleans()),
+        max_size=12,
+    )
+)
+def test_no_timing_that_a_server_may_send_ends_a_text(
+    rounds: list[tuple[int, int, int, int, int, bool]],
+) -> None:
+    pace = adaptive()
+    for elapsed, total, queued, spent, drafted, ahead in rounds:
+        pace.drafted(Drafted((1,) * drafted), spent)
+        pace.learn(
+            Step(
+                (1,) * (drafted + 1), "", None, elapsed, spent, drafted, drafted,
+                StepTiming(queued_ns=queued, total_ns=total), ahead=ahead, received_ns=elapsed,
+            )
+        )  # fmt: skip
+        assert pace.next(100) >= 0
+        assert pace.ahead >= 0
 
 
 def test_it_sends_ahead_where_the_link_is_long() -> None:
