@@ -65,7 +65,8 @@ class AdaptivePace:
 
     def learn(self, step: Step) -> None:
         """Takes note of a round; what was overtaken or mended tells nothing."""
-        if not step.token_ids or step.timing is None or step.elapsed_ns is None:
+        tells = bool(step.token_ids or step.num_draft_tokens)  # of itself, or of what is known
+        if not tells or step.timing is None or step.elapsed_ns is None:
             return
         drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
         self._acceptance.add(drafted, accepted)
@@ -73,13 +74,19 @@ class AdaptivePace:
         self._rounds += 1
         if self._rounds == 2:
             self._server = _Line()  # the first round waited for the prompt
+        if step.token_ids:  # else nothing was run: what is held decided
+            self._measure(step, drafted)
+        if self._server.is_known:
+            self._choose()
+
+    def _measure(self, step: Step, drafted: int) -> None:
+        assert step.timing is not None
         own_ns = step.timing.total_ns - (step.timing.queued_ns if step.ahead else 0)
         self._server.add(drafted + 1, own_ns / 1e9)
-        self._choose()
 
     def situation(self) -> Situation | None:
         """Returns what is known by now; None before the first round."""
-        if not self._network_s:
+        if not self._network_s or not self._server.is_known:
             return None
         fixed, each = self._server.fit()
         return Situation(
@@ -142,6 +149,10 @@ class _Line:
         self._weight = keep * self._weight + 1
         self._x, self._y = keep * self._x + x, keep * self._y + y
         self._xx, self._xy = keep * self._xx + x * x, keep * self._xy + x * y
+
+    @property
+    def is_known(self) -> bool:
+        return self._weight > 0
 
     def fit(self) -> tuple[float, float]:
         """Returns intercept and slope, neither below 0."""

@@ -67,6 +67,7 @@ class Drafting:
     pace: Callable[[], Pace]
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
+    run_ahead: int = 0  # tokens the target may write alone while it waits for drafts
 
 
 class LocalModel(DraftSource, Protocol):
@@ -185,8 +186,13 @@ class Speculative:
         """Yields the confirmed tokens of a round at a time."""
         stopper = self.rule.stopper(request)
         self.drafter.reset()
-        session = ClientSession(request.prompt_token_ids)
-        opening = replace(_opening(self.peer, request), verification=self.drafting.verification)
+        ahead = self.drafting.run_ahead
+        session = ClientSession(request.prompt_token_ids, runs_ahead=ahead > 0)
+        opening = replace(
+            _opening(self.peer, request),
+            verification=self.drafting.verification,
+            run_ahead=ahead,
+        )
         with self.cloud.open(opening) as stream:
             yield from speculate(
                 session,

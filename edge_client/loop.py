@@ -11,7 +11,7 @@ from common.errors import InternalError
 from common.stopping import Kept, Stopper
 from common.types import FinishReason, SamplingParams, StepTiming
 from edge_client.draft_length import Pace
-from edge_client.link import Answer, Clock, VerifyStream
+from edge_client.link import Ahead, Answer, Clock, VerifyStream
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from edge_client.session import ClientSession, Round
 
@@ -32,7 +32,8 @@ class Step:
     string, waits. `drafting` is when the draft was made: all since the draft before it was
     sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead`
     says that it was sent before the verdict on the one before it, and `num_wasted_tokens` counts
-    the guesses that this verdict threw away, in flight and unsent ones among them.
+    the guesses that this verdict threw away, in flight and unsent ones among them. Tokens of
+    `run_ahead` the target wrote alone: no round, nothing was drafted for them nor asked.
     """
 
     token_ids: tuple[int, ...]
@@ -55,6 +56,7 @@ class Step:
     ahead: bool | None = None
     overtaken: bool | None = None
     num_wasted_tokens: int | None = None
+    run_ahead: bool | None = None
 
 
 class DraftSource(Protocol):
@@ -100,14 +102,17 @@ def speculate(
     """Yields text that the target confirmed, a round at a time.
 
     The stream is open already: the server takes the prompt in while the first draft is made.
-    While verdicts travel it drafts on, as far ahead as `pace` says.
+    While verdicts travel it drafts on, as far ahead as `pace` says. Where the target runs ahead
+    its tokens interrupt a draft as verdicts do; with nothing in flight what there is, or nothing,
+    is then sent: the server counts what it may write alone from the latest draft.
     """
     flights: deque[_Flight] = deque()
     drafting: list[tuple[int, int]] = []
     guessed = 0
     while stopper.finish_reason is None:
         lacking = _lacking(session, stopper, pace)
-        if lacking is not None and not (flights and stream.arrived()):
+        is_heard = bool(flights) or session.runs_ahead
+        if lacking is not None and not (is_heard and stream.arrived()):
             started = clock()
             drafted = drafter.draft(
                 session.tokens,
@@ -116,7 +121,7 @@ def speculate(
                 prompt_length=session.prompt_length,
                 ends=stopper.eos_token_ids,
                 policy=policy,
-                interrupted=stream.arrived if flights else never,
+                interrupted=stream.arrived if is_heard else never,
             )
             drafting.append((started, clock()))
             guessed += len(drafted.token_ids)
@@ -126,19 +131,42 @@ def speculate(
                 drafting, guessed = [], 0
                 continue
             session.guess(drafted.token_ids, drafted.distributions)
-            if not drafted.interrupted and _is_worth_asking(session, stopper):
+            is_whole = not drafted.interrupted or not session.num_in_flight
+            if is_whole and _is_worth_asking(session, stopper):
                 flights.append(_Flight(tuple(drafting), guessed, session.num_standing > 0))
                 drafting, guessed = [], 0
                 stream.send(session.next_draft())
                 continue
 
-        answer = stream.receive()
-        settled = session.apply(answer.verdict)
-        kept = stopper.push(settled.token_ids)
-        check_agreement(kept, settled.token_ids, settled.finish_reason)
-        step = _step(answer, settled, kept, flights.popleft())
+        step = _settle(session, stopper, stream.receive(), flights)
         pace.learn(step)
         yield step
+
+
+def _settle(
+    session: ClientSession, stopper: Stopper, arrived: Answer | Ahead, flights: deque[_Flight]
+) -> Step:
+    if isinstance(arrived, Answer):
+        settled = session.apply(arrived.verdict)
+    else:
+        settled = session.receive_ahead(arrived.tokens)
+    kept = stopper.push(settled.token_ids)
+    check_agreement(kept, settled.token_ids, settled.finish_reason)
+    if isinstance(arrived, Answer):
+        return _step(arrived, settled, kept, flights.popleft())
+    return Step(
+        token_ids=kept.token_ids,
+        text=kept.text,
+        finish_reason=kept.finish_reason,
+        timing=arrived.tokens.timing,
+        bytes_up=arrived.bytes_up,
+        bytes_down=arrived.bytes_down,
+        reconnects=arrived.reconnects,
+        lost_ns=arrived.lost_ns,
+        received_ns=arrived.received_ns,
+        num_wasted_tokens=settled.num_wasted_tokens,
+        run_ahead=True,
+    )
 
 
 def _lacking(session: ClientSession, stopper: Stopper, pace: Pace) -> int | None:

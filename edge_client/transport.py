@@ -25,7 +25,7 @@ from common.errors import ConfigError, DeadlineError, InternalError, Unavailable
 from common.types import Draft, GenerateMode, OpenSession, ServerInfo
 from edge_client.credentials import ClientCredentials, read_credentials
 from edge_client.faults import error_from_call
-from edge_client.link import Answer, Clock, Opened, Piece
+from edge_client.link import Ahead, Answer, Clock, Opened, Piece
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
 
@@ -261,7 +261,7 @@ class SessionStream:
         """Waits until the server has the session; the bytes are counted once."""
         if self._is_opened:
             return Opened(0, 0)
-        answer, _ = self._next("opened")
+        answer, _ = self._next(("opened",))
         self._is_opened = True
         return Opened(self._opening_bytes, _size(answer))
 
@@ -269,10 +269,19 @@ class SessionStream:
         """Whether `receive` would not wait long."""
         return self._responses.waiting() > (0 if self._is_opened else 1)
 
-    def receive(self) -> Answer:
-        """Waits for the verdict on the oldest draft in flight."""
+    def receive(self) -> Answer | Ahead:
+        """Waits for the verdict on the oldest draft in flight, or tokens before it."""
         opened = self.opened()
-        message, arrived = self._next("verdict")
+        message, arrived = self._next(("verdict", "ahead"))
+        if message.HasField("ahead"):
+            return Ahead(
+                tokens=wire.ahead_from_proto(message.ahead),
+                bytes_up=opened.bytes_up,
+                bytes_down=opened.bytes_down + _size(message),
+                received_ns=arrived,
+            )
+        if not self._sent:
+            raise self._broken("nothing", message)
         sent = self._sent.popleft()
         return Answer(
             verdict=wire.verdict_from_proto(message.verdict),
@@ -283,18 +292,21 @@ class SessionStream:
             received_ns=arrived,
         )
 
-    def _next(self, kind: str) -> tuple[pb.SessionResponse, int]:
+    def _next(self, kinds: Sequence[str]) -> tuple[pb.SessionResponse, int]:
         message, arrived = self._responses.next()
         if message is None:
             raise UnavailableError(
                 f"server {self._responses.address} ended the session early; ask again"
             )
-        if message.WhichOneof("message") != kind:
-            raise InternalError(
-                f"server {self._responses.address} broke the protocol: {kind!r} was due, "
-                f"and it sent {message.WhichOneof('message')!r}"
-            )
+        if message.WhichOneof("message") not in kinds:
+            raise self._broken(repr(kinds[0]), message)
         return message, arrived
+
+    def _broken(self, due: str, message: pb.SessionResponse) -> InternalError:
+        return InternalError(
+            f"server {self._responses.address} broke the protocol: {due} was due, "
+            f"and it sent {message.WhichOneof('message')!r}"
+        )
 
 
 class _Responses(Generic[Response]):

@@ -118,6 +118,7 @@ class Record:
     rouge_l: float | None = None
     reconnects: int | None = None
     time_lost_s: float | None = None
+    num_run_ahead_tokens: int | None = None
     steps: StepColumns | None = None
 
     @property
@@ -206,6 +207,7 @@ def record_from_steps(
         **({} if quality is None else dataclasses.asdict(quality)),
         reconnects=_total(step.reconnects for step in steps),
         time_lost_s=None if lost_ns is None else lost_ns / _NS_PER_S,
+        num_run_ahead_tokens=_total(len(s.token_ids) if s.run_ahead else None for s in steps),
         steps=columns(steps, arrivals_ns),
     )
 
