@@ -108,7 +108,7 @@ class VerifyStream(Protocol):
         ...
 
     def receive(self) -> Answer | Ahead:
-        """Waits for the next verdict or tokens before it; raises a ServiceError for none to come."""
+        """Waits for the next verdict, or tokens before it; raises a ServiceError for none."""
         ...
 
 
