@@ -112,7 +112,7 @@ class RunAheadStream(SimulatedStream):
         self._advance()
         return bool(self._arriving) and self._arriving[0][0] <= self.world.now
 
-    def receive(self) -> Answer | Ahead:
+    def receive(self) -> Answer | Ahead:  # type: ignore[override]  # more than without it
         self._advance()
         while not self._arriving:
             self._act()
