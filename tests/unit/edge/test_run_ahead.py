@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edge_client.adaptive import MOST_ADAPTIVE, AdaptivePace
+from edge_client.draft_length import FixedPace
 from tests.unit.edge import pair
 from tests.unit.edge.simulated import LONGEST, World, rate, simulate, target
 
@@ -56,3 +57,9 @@ def test_what_the_target_wrote_alone_is_no_round() -> None:
         (None, None, None, None)
     }
     assert sum(len(step.token_ids) for step in steps) == 64
+
+
+def test_a_draft_that_is_never_done_in_time_still_tells_the_server_to_go_on() -> None:
+    """Eight guesses take as long as sixty tokens of the target's."""
+    slow = rate(world(60.0, 100.0, 0.6), FixedPace(8, 64), TOKENS, run_ahead=32)
+    assert slow >= 0.9 * cloud_optimized(100.0)
