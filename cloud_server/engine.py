@@ -83,6 +83,22 @@ class Engine:
         """Queues a job behind the others of its session."""
         self._inbox.put(lambda: self._take(job))
 
+    def call(self, work: Callable[[], Job | None]) -> None:
+        """Has work done on the engine thread between two steps, and queues the job it returns."""
+
+        def do() -> None:
+            if (job := work()) is not None:
+                self._take(job)
+
+        self._inbox.put(do)
+
+    def forestall(self, job: Job) -> bool:
+        """Drops a job of which nothing has run, and says whether it did; on the engine thread."""
+        if job.started_ns or job not in self._jobs:
+            return False
+        self._jobs.remove(job)
+        return True
+
     def score(self, scoring: Scoring) -> None:
         """Answers a scoring by forwards of its own, one between two steps.
 
@@ -142,7 +158,7 @@ class Engine:
         """Plans the step; returns the jobs that take part and the segment of each."""
         pending = [len(job.tokens) - self._start(job) for job in self._jobs]
         waiting = [
-            Waiting(job.session, tokens, job.num_logits)
+            Waiting(job.session, tokens, job.num_logits, job.fills_room)
             for job, tokens in zip(self._jobs, pending, strict=True)
         ]
         jobs, segments = [], []

@@ -29,7 +29,7 @@ class Job:
     the target's judgement, None where nothing was asked (a prompt), and may
     return the session's next job, which joins the very next step; `failed` gets
     the reason instead. Both are called on the engine thread. From `deadline_ns` on
-    nothing of it is run.
+    nothing of it is run. A job that `fills_room` takes what others leave of a step.
     """
 
     session: int
@@ -40,6 +40,7 @@ class Job:
     then: Callable[[Judged | None, StepTiming], Job | None]
     failed: Failed
     deadline_ns: int | None = None
+    fills_room: bool = False
     started_ns: int = 0
     computed_ns: int = 0
     busy_ns: int = 0

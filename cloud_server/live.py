@@ -7,7 +7,7 @@ as jobs, answers come back through the loop, and nobody waits for the other.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -36,9 +36,9 @@ class LiveSession:
         deadline_ns: int | None,
     ) -> None:
         self.state = state
-        self._host = host
+        self.host = host
         self._handle = handle
-        self._guest = guest
+        self.guest = guest
         self._deadline_ns = deadline_ns
         self._prompt_timing = StepTiming()
         self._prompt_in_flight = 0
@@ -50,10 +50,10 @@ class LiveSession:
         if not prompt:
             return
         loop = asyncio.get_running_loop()
-        self._prompt_in_flight = self._guest.in_flight = len(prompt)
+        self._prompt_in_flight = self.guest.in_flight = len(prompt)
 
         def through() -> None:
-            self._guest.in_flight -= self._prompt_in_flight
+            self.guest.in_flight -= self._prompt_in_flight
             self._prompt_in_flight = 0
 
         def done(_: Judged | None, timing: StepTiming) -> None:
@@ -64,7 +64,7 @@ class LiveSession:
             # It shows again, and is answered, in the verify that follows.
             loop.call_soon_threadsafe(through)
 
-        self._host.engine.submit(self._job(prompt, len(prompt), None, done, failed))
+        self.host.engine.submit(self._job(prompt, len(prompt), None, done, failed))
 
     async def verify(
         self, draft: Draft, arrived_ns: int, deadline_ns: int | None = None
@@ -75,32 +75,39 @@ class LiveSession:
         OverloadedError for more confirmed tokens than may wait now.
         """
         if draft.confirmed_token_ids:
-            self._host.admission.check_tokens(self._guest.client, len(draft.confirmed_token_ids))
+            self.host.admission.check_tokens(self.guest.client, len(draft.confirmed_token_ids))
         admitted = self.state.admit(draft)
         if isinstance(admitted, Verdict):
             if admitted.outcome is Outcome.VERIFIED:
                 return admitted  # once more, as it was
-            waited_ns = self._host.clock() - arrived_ns
+            waited_ns = self.host.clock() - arrived_ns
             return replace(admitted, timing=StepTiming(queued_ns=waited_ns, total_ns=waited_ns))
         answer: asyncio.Future[tuple[Judged, StepTiming]]
         answer = asyncio.get_running_loop().create_future()
         resolve, fail = resolving(answer)
-        job = self._check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
+        job = self.check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
         job.deadline_ns = deadline_ns or self._deadline_ns
         unread = len(admitted.context) - admitted.valid - self._prompt_in_flight
-        self._host.engine.submit(job)
+        self.host.engine.submit(job)
         try:
-            with self._guest.waiting(max(unread, 1) + len(admitted.guesses)):
+            with self.guest.waiting(max(unread, 1) + len(admitted.guesses)):
                 judged, timing = await answer
         except asyncio.CancelledError:
-            self._host.engine.withdraw(job)
+            self.host.engine.withdraw(job)
             raise
         verdict = self.state.settle(draft, admitted, judged)
-        timing = self._with_prompt(timing)
-        verdict = replace(verdict, timing=replace(timing, total_ns=self._host.clock() - arrived_ns))
+        timing = self.with_prompt(timing)
+        verdict = replace(verdict, timing=replace(timing, total_ns=self.host.clock() - arrived_ns))
         self.state.remember(verdict)
-        self._host.metrics.observe_verdict(draft, verdict, self.state.verification.gated)
+        self.host.metrics.observe_verdict(draft, verdict, self.state.verification.gated)
         return verdict
+
+    async def verdicts(
+        self, drafts: AsyncIterator[tuple[Draft, int]]
+    ) -> AsyncGenerator[Verdict, None]:
+        """Yields the verdict on each draft, given with its arrival, in turn."""
+        async for draft, arrived_ns in drafts:
+            yield await self.verify(draft, arrived_ns)
 
     async def decode(self) -> AsyncIterator[GeneratedTokens]:
         """Makes the rest of the text with zero drafts: the same admit, check and settle.
@@ -122,33 +129,35 @@ class LiveSession:
             def settle(judged: Judged, timing: StepTiming) -> Job | None:
                 verdict = self.state.settle(draft, check, judged)
                 token_ids = (judged.next_token_id,)
-                tell(GeneratedTokens(token_ids, verdict.finish_reason, self._with_prompt(timing)))
+                tell(GeneratedTokens(token_ids, verdict.finish_reason, self.with_prompt(timing)))
                 if self.state.finished:
                     return None
                 # From the very end of this step: no time lies between two pieces.
                 return next_job(arrived_ns + timing.total_ns)
 
-            return self._check_job(check, settle, tell, arrived_ns)
+            return self.check_job(check, settle, tell, arrived_ns)
 
-        self._host.engine.submit(next_job(self._host.clock()))
-        self._guest.in_flight = len(self.state.history)
+        self.host.engine.submit(next_job(self.host.clock()))
+        self.guest.in_flight = len(self.state.history)
         while True:
             item = await made.get()
             if isinstance(item, OutriderError):
                 raise item
-            self._guest.in_flight = 1
-            self._host.metrics.generation_tokens.inc(len(item.token_ids))
+            self.guest.in_flight = 1
+            self.host.metrics.generation_tokens.inc(len(item.token_ids))
             yield item
             if item.finish_reason is not None:
                 return
 
-    def _check_job(
+    def check_job(
         self,
         check: Check,
         then: Callable[[Judged, StepTiming], Job | None],
         failed: Callable[[OutriderError], None],
         arrived_ns: int,
     ) -> Job:
+        """Makes the job of one check; nothing is queued."""
+
         def answered(judged: Judged | None, timing: StepTiming) -> Job | None:
             assert judged is not None  # a check was asked
             return then(judged, timing)
@@ -171,13 +180,13 @@ class LiveSession:
             tokens=tokens,
             valid=valid,
             check=check,
-            arrived_ns=self._host.clock(),
+            arrived_ns=self.host.clock(),
             then=then,
             failed=failed,
             deadline_ns=self._deadline_ns,
         )
 
-    def _with_prompt(self, timing: StepTiming) -> StepTiming:
+    def with_prompt(self, timing: StepTiming) -> StepTiming:
         """Adds the target's work on the prompt, once, to the first judged step."""
         prompt, self._prompt_timing = self._prompt_timing, StepTiming()
         return replace(

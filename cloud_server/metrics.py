@@ -44,6 +44,9 @@ class Metrics:
         self.unverified_tokens = counter(
             "unverified_tokens", "Tokens a gated client committed that no target judged"
         )
+        self.run_ahead_tokens = counter(
+            "run_ahead_tokens", "Output tokens the target wrote alone while a session had no drafts"
+        )
         self.prompt_tokens = counter("prompt_tokens", "Tokens of opened prompts")
         self.generation_tokens = counter("generation_tokens", "Output tokens")
         self.errors = counter("request_errors", "Requests that failed, by reason", ("reason",))
@@ -97,13 +100,22 @@ class Metrics:
         self.step_sessions.observe(report.sessions)
         self.step_seconds.observe(report.computed_ns / 1e9)
 
-    def observe_verdict(self, draft: Draft, verdict: Verdict, gated: bool) -> None:
-        """Counts one verified round; `gated` clients send confirmed tokens nobody judged."""
+    def observe_run_ahead(self, tokens: int) -> None:
+        """Counts tokens that the target wrote alone."""
+        self.run_ahead_tokens.inc(tokens)
+        self.generation_tokens.inc(tokens)
+
+    def observe_verdict(self, draft: Draft, verdict: Verdict, gated: bool, known: int = 0) -> None:
+        """Counts one verified round; `gated` clients send confirmed tokens nobody judged.
+
+        The first `known` of its tokens, or all, are counted already: the target wrote them alone.
+        """
         if verdict.outcome is not Outcome.VERIFIED:
             return
         if gated:
             self.unverified_tokens.inc(len(draft.confirmed_token_ids))
-        self.generation_tokens.inc(verdict.accepted + (verdict.next_token_id is not None))
+        tokens = verdict.accepted + (verdict.next_token_id is not None)
+        self.generation_tokens.inc(max(0, tokens - known))
         self.queue_seconds.observe(verdict.timing.queued_ns / 1e9)
         if draft.token_ids:
             self.drafts.inc()

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 class Waiting:
     """Is what the scheduler sees of a job: `num_tokens` still to run, the last `num_logits` judged.
 
+    Nobody waits for a job that `fills_room`: it takes what the others leave.
     Invariant: 1 <= num_tokens, 0 <= num_logits <= num_tokens.
     """
 
     session: int
     num_tokens: int
     num_logits: int
+    fills_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +40,17 @@ def plan_step(jobs: Sequence[Waiting], token_budget: int, prefill_chunk: int) ->
 
     The oldest job always gets a slice, so nothing starves. Then come jobs that
     this step can complete (verifies and decodes: somebody waits for each), then
-    chunks of longer prompts, each kind in order of arrival. A session takes
-    part once, with its oldest job. Requires num_logits <= token_budget for all.
+    chunks of longer prompts, each kind in order of arrival; last, and without any right to
+    a place, what only fills room: the others get what they would without it. A session
+    takes part once, with its oldest job. Requires num_logits <= token_budget for all.
     """
     oldest: dict[int, int] = {}
     for index, job in enumerate(jobs):
         oldest.setdefault(job.session, index)
-    eligible = sorted(oldest.values())
+    own = sorted(oldest.values())
+    eligible = [i for i in own if not jobs[i].fills_room]
     completing = [i for i in eligible if _chunk(jobs[i], token_budget, prefill_chunk)[1]]
-    order = dict.fromkeys([*eligible[:1], *completing, *eligible])
+    order = dict.fromkeys([*eligible[:1], *completing, *eligible, *own])
 
     slices: list[Slice] = []
     left = token_budget

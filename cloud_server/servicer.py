@@ -14,6 +14,7 @@ from cloud_server.arrivals import arrivals
 from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
+from cloud_server.run_ahead import RunAhead
 from cloud_server.stock import StockTurns
 from cloud_server.unary import UnarySessions
 from common import wire
@@ -23,7 +24,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
-from common.types import GenerateMode
+from common.types import AheadTokens, Draft, GenerateMode, Verdict
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
 
@@ -41,6 +42,22 @@ _NOT_FOUND = pb.EntryError(
     reason="NOT_FOUND",
     message="no such session; open it again with all its tokens",
 )
+
+
+async def _drafts(
+    requests: AsyncIterator[tuple[pb.SessionRequest, int]], limits: wire.WireLimits
+) -> AsyncIterator[tuple[Draft, int]]:
+    """Yields the drafts of an open session, each with its arrival."""
+    async for request, arrived_ns in requests:
+        if request.WhichOneof("message") != "verify":
+            raise InvalidRequestError("a session is opened once; send `verify` messages")
+        yield wire.draft_from_proto(request.verify, limits), arrived_ns
+
+
+def _response(told: Verdict | AheadTokens) -> pb.SessionResponse:
+    if isinstance(told, AheadTokens):
+        return pb.SessionResponse(ahead=wire.ahead_to_proto(told))
+    return pb.SessionResponse(verdict=wire.verdict_to_proto(told))
 
 
 async def _refused(error: OutriderError) -> pb.VerifyBatchResult:
@@ -100,14 +117,12 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                         position=live.state.position, context_length=host.info.context_length
                     )
                 )
-                async for request, arrived_ns in requests:
-                    if request.WhichOneof("message") != "verify":
-                        raise InvalidRequestError(
-                            "a session is opened once; send `verify` messages"
-                        )
-                    draft = wire.draft_from_proto(request.verify, limits)
-                    verdict = await live.verify(draft, arrived_ns)
-                    yield pb.SessionResponse(verdict=wire.verdict_to_proto(verdict))
+                drafts = _drafts(requests, limits)
+                most = min(opening.run_ahead, host.limits.max_run_ahead)
+                answers = RunAhead(live, most).answers if opening.run_ahead else live.verdicts
+                async with aclosing(answers(drafts)) as told:
+                    async for one in told:
+                        yield _response(one)
 
     def _deadline(self, context: Context) -> int | None:
         """Returns when the call must be over, on this server's clock; None when it may last."""

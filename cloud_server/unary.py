@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cloud_server.host import Host
 from cloud_server.live import LiveSession
-from common.errors import EvictedError
+from common.errors import EvictedError, InvalidRequestError
 from common.types import OpenSession
 
 
@@ -34,6 +34,11 @@ class UnarySessions:
 
     async def open(self, client: str, opening: OpenSession) -> bytes:
         """Opens one and returns its token; raises as Host.open does."""
+        if opening.run_ahead:
+            raise InvalidRequestError(
+                f"run_ahead is {opening.run_ahead}, and a session without a stream has no way to "
+                "be told of what the target writes alone; leave it out, or open a stream"
+            )
         stack = AsyncExitStack()
         live = await stack.enter_async_context(self._host.open(opening, client))
         token = secrets.token_bytes(16)

@@ -31,6 +31,14 @@ def _yaml_switch(value: object) -> object:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
 
+def _no_is_none(value: object) -> object:
+    """Takes `false`, which older files say, as 0."""
+    return 0 if value is False else value
+
+
+RunAhead = Annotated[int, Field(ge=0, lt=2**32), BeforeValidator(_no_is_none)]
+
+
 class Section(BaseModel):
     """Is the base of all sections: immutable, and closed to unknown keys."""
 
@@ -55,6 +63,7 @@ class CloudSection(Section):
     max_prompt_tokens: Count | None = None  # None: what the model's context holds
     max_new_tokens: Count | None = None  # None: what the model's context holds
     max_draft_tokens: Annotated[int, Field(ge=0, le=1024)] = 32
+    max_run_ahead: Annotated[int, Field(ge=0)] = 256  # tokens a session may ask for; 0: none
     max_message_bytes: Count = 4 * 1024 * 1024
     idle_session_seconds: Seconds = 300.0  # a session unused or unread for so long is ended
     watchdog_seconds: Seconds = 120.0  # one step that takes longer makes the server unhealthy
@@ -124,7 +133,7 @@ class NetworkSection(Section):
     """Configures the way between the two ends; one timeout a phase."""
 
     pipeline: Annotated[int, Field(ge=0, le=32)] | Literal["auto"] = "auto"  # drafts sent ahead
-    run_ahead: bool = False
+    run_ahead: RunAhead = 0  # tokens the target writes alone while it waits for drafts; 0: off
     connect_timeout_s: Seconds = 10.0  # to reach a server
     round_timeout_s: Seconds = 60.0  # for one answer
     reconnect_s: Annotated[float, Field(ge=0)] = 30.0  # how long a lost server is asked again
@@ -175,7 +184,6 @@ class Config(Section):
 # are refused by name, so that nobody measures something else than they asked for.
 _BUILT: Mapping[str, tuple[object, ...]] = {
     "engine.compile": ("auto", "off"),
-    "network.run_ahead": (False,),
     "limits.edge.cpu_cores": (None,),
     "limits.edge.memory_gb": (None,),
     "limits.cloud.cpu_cores": (None,),
@@ -204,6 +212,7 @@ def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Confi
     _refuse_unbuilt(config)
     _refuse_half_an_identity(config.security)
     _refuse_half_a_gate(config)
+    _refuse_idle_run_ahead(config)
     return config
 
 
@@ -282,6 +291,18 @@ def _refuse_half_a_gate(config: Config) -> None:
             f"network.pipeline = {pipeline} sends drafts ahead, and gate.kind = {gate.kind!r} "
             "decides of each whether it is sent at all; set network.pipeline to 0 or auto"
         )
+
+
+def _refuse_idle_run_ahead(config: Config) -> None:
+    run_ahead, mode, gate = config.network.run_ahead, config.verification.mode, config.gate.kind
+    if not run_ahead or (mode == "coupled" and gate == "none"):
+        return
+    other = f"gate.kind = {gate!r}" if mode == "coupled" else f"verification.mode = {mode!r}"
+    raise ConfigError(
+        f"network.run_ahead = {run_ahead} needs tokens that are the target's own choice, and "
+        f"{other} takes others; set network.run_ahead to 0, or verification.mode to coupled "
+        "and gate.kind to none"
+    )
 
 
 def _refuse_half_an_identity(security: SecuritySection) -> None:

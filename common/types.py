@@ -164,6 +164,7 @@ class Draft:
     (rejection at a temperature), and is empty otherwise. A draft that was sent ahead of
     the verdict before it names the bonus token that it assumes at `position` - 1: it is
     STALE unless the session holds exactly the tokens before `position` and ends in that one.
+    In a session that runs ahead nothing is dropped: what it holds from there on is compared.
     """
 
     step_id: int
@@ -182,7 +183,8 @@ class Verdict:
     The confirmed tokens of the round are the first `accepted` guesses, then
     `next_token_id` (bonus token when all were accepted, recovered token after a
     rejection), which is None when the generation ended within the accepted ones.
-    `position` is the number of tokens the server now holds, prompt included.
+    `position` is the number of tokens the server now holds, prompt included: where it runs
+    ahead, some of the round's tokens, or all, were held before.
     """
 
     step_id: int
@@ -214,7 +216,8 @@ class OpenSession:
     """Opens a session: who asks, the prompt once, and how tokens are chosen and ended.
 
     `generated_token_ids` are tokens already produced (a resumed session): they
-    count towards `stop.max_new_tokens` and stand after the prompt.
+    count towards `stop.max_new_tokens` and stand after the prompt. `run_ahead` is how
+    many tokens the target may write alone while no request waits; 0: none.
     """
 
     peer: Peer
@@ -223,6 +226,17 @@ class OpenSession:
     stop: StopParams
     generated_token_ids: tuple[int, ...] = ()
     verification: VerificationParams = EXACT
+    run_ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AheadTokens:
+    """Brings what the target wrote while no request waited, standing at `position`."""
+
+    position: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    timing: StepTiming
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Sequence
 from statistics import median
 
+from common.types import StepTiming
 from edge_client.expectation import Paces, Situation
-from edge_client.loop import Step
 from edge_client.policy import Drafted
+from edge_client.steps import Step
 
 ADAPTIVE_LENGTHS = (*range(7), 8, 10, 12, 16, 20, 24, 32)
 """Draft lengths that are considered: all short ones, and long ones by steps that matter."""
@@ -86,7 +87,8 @@ class AdaptivePace:
     def learn(self, step: Step) -> None:
         """Takes note of a round; what was overtaken or mended tells nothing."""
         before, self._received_ns = self._received_ns, step.received_ns
-        if not step.token_ids or step.timing is None or step.elapsed_ns is None:
+        tells = bool(step.token_ids or step.num_draft_tokens)  # of itself, or of what is known
+        if not tells or step.timing is None or step.elapsed_ns is None:
             return
         drafted, accepted = step.num_draft_tokens or 0, step.num_accepted_tokens or 0
         self._acceptance.add(drafted, accepted)
@@ -94,17 +96,16 @@ class AdaptivePace:
         self._rounds += 1
         if self._rounds == 2:  # the first round waited for the prompt
             self._waiting.server, self._sending.server = _Line(), _Line()
-        total_ns = min(step.timing.total_ns, step.elapsed_ns)
-        own_ns = total_ns - (min(step.timing.queued_ns, total_ns) if step.ahead else 0)
-        if not step.reconnects:  # else it waited for the text so far
-            self._speeds.server.add(drafted + 1, max(own_ns, 1) / 1e9)
+        if step.token_ids and not step.reconnects:  # else nothing was run, or the text so far
+            self._speeds.server.add(drafted + 1, _server_ns(step.timing, step) / 1e9)
         if before is not None and not step.ahead:
             self._edge_round_s.append(_elsewhere_ns(step, before) / 1e9)
-        self._choose()
+        if self._waiting.server.is_known or self._sending.server.is_known:
+            self._choose()
 
     def situation(self, *, ahead: bool) -> Situation | None:
         """Returns what is known by now of one way; None before the first round."""
-        if not self._network_s:
+        if not (self._waiting.server.is_known or self._sending.server.is_known):
             return None
         own, other = (self._sending, self._waiting) if ahead else (self._waiting, self._sending)
         draft_s = own.draft_s or other.draft_s
@@ -163,6 +164,12 @@ class _Speeds:
     def __init__(self) -> None:
         self.draft_s: deque[float] = deque(maxlen=RECENT)
         self.server = _Line()
+
+
+def _server_ns(timing: StepTiming, step: Step) -> int:
+    """Returns the server's time for a round, without its wait for the one before it."""
+    total = min(timing.total_ns, step.elapsed_ns or 0)
+    return max(1, total - (min(timing.queued_ns, total) if step.ahead else 0))
 
 
 def _elsewhere_ns(step: Step, before_ns: int) -> int:

@@ -146,6 +146,7 @@ def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
             else Gate(Doubt(gate.kind), gate.threshold),
         ),
         verification,
+        config.network.run_ahead,
     )
 
 

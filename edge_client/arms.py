@@ -22,9 +22,10 @@ from common.types import (
 )
 from edge_client.draft_length import Pace
 from edge_client.link import Clock, Cloud
-from edge_client.loop import DraftSource, Step, check_agreement, speculate
+from edge_client.loop import DraftSource, check_agreement, speculate
 from edge_client.policy import PLAIN, DraftPolicy
 from edge_client.session import ClientSession
+from edge_client.steps import Step
 
 __all__ = ["ARM_NAMES", "Arm", "Drafting", "GenerationRequest", "LocalModel", "Step", "build_arms"]
 
@@ -67,6 +68,7 @@ class Drafting:
     pace: Callable[[], Pace]
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
+    run_ahead: int = 0  # tokens the target may write alone while it waits for drafts
 
 
 class LocalModel(DraftSource, Protocol):
@@ -187,8 +189,13 @@ class Speculative:
         """Yields the confirmed tokens of a round at a time."""
         stopper = self.rule.stopper(request)
         self.drafter.reset()
-        session = ClientSession(request.prompt_token_ids)
-        opening = replace(_opening(self.peer, request), verification=self.drafting.verification)
+        ahead = self.drafting.run_ahead
+        session = ClientSession(request.prompt_token_ids, runs_ahead=ahead > 0)
+        opening = replace(
+            _opening(self.peer, request),
+            verification=self.drafting.verification,
+            run_ahead=ahead,
+        )
         with self.cloud.open(opening) as stream:
             yield from speculate(
                 session,

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from edge_client.policy import Drafted
-
-if TYPE_CHECKING:
-    from edge_client.loop import Step
+from edge_client.steps import Step
 
 
 class Pace(Protocol):

@@ -10,7 +10,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from common.types import Draft, GeneratedTokens, GenerateMode, OpenSession, ServerInfo, Verdict
+from common.types import (
+    AheadTokens,
+    Draft,
+    GeneratedTokens,
+    GenerateMode,
+    OpenSession,
+    ServerInfo,
+    Verdict,
+)
 
 Clock = Callable[[], int]
 """Gives nanoseconds of one monotonic clock; passed in, so that tests have their own."""
@@ -38,6 +46,18 @@ class Answer:
     lost_ns: int = 0
     received_ns: int = 0
     serialization_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """Is what the target wrote alone as it arrived; bytes, `reconnects` and times as in Answer."""
+
+    tokens: AheadTokens
+    bytes_up: int
+    bytes_down: int
+    reconnects: int = 0
+    lost_ns: int = 0
+    received_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,10 @@ class Opened:
 
 
 class VerifyStream(Protocol):
-    """Is one open session: drafts go up, verdicts come back in the same order."""
+    """Is one open session: drafts go up, verdicts come back in the same order.
+
+    Where the target runs ahead, what it writes alone comes between them.
+    """
 
     def opened(self) -> Opened:
         """Waits until the server has the session; raises its refusal."""
@@ -86,11 +109,11 @@ class VerifyStream(Protocol):
         ...
 
     def arrived(self) -> bool:
-        """Whether the next verdict, or the error that comes instead, is here already."""
+        """Whether what `receive` waits for, or the error that comes instead, is here already."""
         ...
 
-    def receive(self) -> Answer:
-        """Waits for the next verdict; raises a ServiceError when there will be none."""
+    def receive(self) -> Answer | Ahead:
+        """Waits for the next verdict, or tokens before it; raises a ServiceError for none."""
         ...
 
 

@@ -4,60 +4,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from common.errors import InternalError
 from common.stopping import Kept, Stopper
-from common.types import FinishReason, SamplingParams, StepTiming
+from common.types import FinishReason, SamplingParams
 from edge_client.draft_length import Pace
-from edge_client.link import Answer, Clock, VerifyStream
+from edge_client.link import Ahead, Answer, Clock, VerifyStream
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from edge_client.session import ClientSession, Round
-
-Spans = tuple[tuple[int, int], ...]
-"""Beginnings and ends, in nanoseconds of the client's clock."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """Is one arrival of output tokens: a round, a streamed piece, or one local decode step.
-
-    A round that mends a mismatch brings no tokens, nor does a draft that was `overtaken`: it is no
-    round, the target never saw it. Those still in flight when the text ends come just before the
-    last step, with nothing of an answer, for which nobody waits. What does not apply to an arm is
-    None: `elapsed_ns`, `received_ns`, `serialization_ns`, `reconnects`, `lost_ns` (see link.py),
-    `timing` and the bytes for `edge`; the drafts and `asked` for all arms but `speculative`. A
-    block that the gate let pass was not `asked` about: it is no round, and nobody accepted it.
-    `text` is what these tokens made certain, not their own: a half character, or what may begin a
-    stop string, waits. `drafting` is when the draft was made: all since the draft before it was
-    sent, with what a verdict in between has thrown away, `num_guessed_tokens` in all. `ahead` says
-    that it was sent before the verdict on the one before it, and `num_wasted_tokens` counts the
-    guesses that this verdict threw away, in flight and unsent ones among them. What was drafted
-    after the last draft that was sent belongs to the last step.
-    """
-
-    token_ids: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason | None
-    elapsed_ns: int | None = None
-    draft_ns: int | None = None
-    num_draft_tokens: int | None = None
-    num_accepted_tokens: int | None = None
-    timing: StepTiming | None = None
-    bytes_up: int | None = None
-    bytes_down: int | None = None
-    asked: bool | None = None
-    draft_probabilities_bytes: int | None = None
-    reconnects: int | None = None
-    lost_ns: int | None = None
-    received_ns: int | None = None
-    drafting: Spans | None = None
-    num_guessed_tokens: int | None = None
-    ahead: bool | None = None
-    overtaken: bool | None = None
-    num_wasted_tokens: int | None = None
-    serialization_ns: int | None = None
+from edge_client.steps import (
+    Flight,
+    Step,
+    ahead_step,
+    answered_step,
+    left_step,
+    length,
+    with_the_rest,
+)
 
 
 class DraftSource(Protocol):
@@ -83,15 +47,6 @@ class DraftSource(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """Is a draft that was sent: when it was made, and whether another verdict was awaited."""
-
-    drafting: Spans
-    num_guessed_tokens: int
-    ahead: bool
-
-
 def speculate(
     session: ClientSession,
     drafter: DraftSource,
@@ -105,14 +60,17 @@ def speculate(
     """Yields text that the target confirmed, a round at a time.
 
     The stream is open already: the server takes the prompt in while the first draft is made.
-    While verdicts travel it drafts on, as far ahead as `pace` says.
+    While verdicts travel it drafts on, as far ahead as `pace` says. Where the target runs ahead
+    its tokens interrupt a draft as verdicts do; with nothing in flight what there is, or nothing,
+    is then sent: the server counts what it may write alone from the latest draft.
     """
-    flights: deque[_Flight] = deque()
+    flights: deque[Flight] = deque()
     drafting: list[tuple[int, int]] = []
     guessed = 0
     while stopper.finish_reason is None:
         lacking = _lacking(session, stopper, pace)
-        if lacking is not None and not (flights and stream.arrived()):
+        is_heard = bool(flights) or session.runs_ahead
+        if lacking is not None and not (is_heard and stream.arrived()):
             started = clock()
             drafted = drafter.draft(
                 session.tokens,
@@ -121,7 +79,7 @@ def speculate(
                 prompt_length=session.prompt_length,
                 ends=stopper.eos_token_ids,
                 policy=policy,
-                interrupted=stream.arrived if flights else never,
+                interrupted=stream.arrived if is_heard else never,
                 behind=session.num_standing > 0 and not session.num_unsent_tokens,
             )
             drafting.append((started, clock()))
@@ -132,25 +90,22 @@ def speculate(
                 drafting, guessed = [], 0
                 continue
             session.guess(drafted.token_ids, drafted.distributions)
-            if not drafted.interrupted and _is_worth_asking(session, stopper):
-                flights.append(_Flight(tuple(drafting), guessed, session.num_standing > 0))
+            is_whole = not drafted.interrupted or not session.num_in_flight
+            if is_whole and _is_worth_asking(session, stopper):
+                flights.append(Flight(tuple(drafting), guessed, session.num_standing > 0))
                 drafting, guessed = [], 0
                 stream.send(session.next_draft())
                 continue
 
-        answer = stream.receive()
-        settled = session.apply(answer.verdict)
+        arrived = stream.receive()
+        settled = _apply(session, arrived)
         kept = stopper.push(settled.token_ids)
         check_agreement(kept, settled.token_ids, settled.finish_reason)
-        flight = flights.popleft()
+        flight = flights.popleft() if isinstance(arrived, Answer) else None
         if kept.finish_reason is not None:
-            yield from map(_left, flights)
-            flight = replace(
-                flight,
-                drafting=(*flight.drafting, *drafting),
-                num_guessed_tokens=flight.num_guessed_tokens + guessed,
-            )
-        step = _step(answer, settled, kept, flight)
+            yield from map(left_step, flights)
+            flight = with_the_rest(flight, drafting, guessed)
+        step = _step(arrived, settled, kept, flight)
         pace.learn(step)
         yield step
 
@@ -174,6 +129,19 @@ def _is_worth_asking(session: ClientSession, stopper: Stopper) -> bool:
     return unsent > 1 or (unsent == 1 and session.tokens[-1] not in stopper.eos_token_ids)
 
 
+def _apply(session: ClientSession, arrived: Answer | Ahead) -> Round:
+    if isinstance(arrived, Answer):
+        return session.apply(arrived.verdict)
+    return session.receive_ahead(arrived.tokens)
+
+
+def _step(arrived: Answer | Ahead, settled: Round, kept: Kept, flight: Flight | None) -> Step:
+    if isinstance(arrived, Answer):
+        assert flight is not None  # an answer is to a draft
+        return answered_step(arrived, settled, kept, flight)
+    return ahead_step(arrived, settled, kept, flight)
+
+
 def _unasked(
     session: ClientSession,
     stopper: Stopper,
@@ -190,7 +158,7 @@ def _unasked(
         token_ids=kept.token_ids,
         text=kept.text,
         finish_reason=kept.finish_reason,
-        draft_ns=_length(drafting),
+        draft_ns=length(drafting),
         num_draft_tokens=len(drafted.token_ids),
         bytes_up=None if opened is None else opened.bytes_up,
         bytes_down=None if opened is None else opened.bytes_down,
@@ -200,52 +168,6 @@ def _unasked(
         drafting=tuple(drafting),
         num_guessed_tokens=len(drafted.token_ids),
     )
-
-
-def _left(flight: _Flight) -> Step:
-    """Tells of a draft in flight that the end of the text overtook."""
-    return Step(
-        token_ids=(),
-        text="",
-        finish_reason=None,
-        draft_ns=_length(flight.drafting),
-        asked=True,
-        drafting=flight.drafting,
-        num_guessed_tokens=flight.num_guessed_tokens,
-        ahead=flight.ahead,
-        overtaken=True,
-    )
-
-
-def _step(answer: Answer, settled: Round, kept: Kept, flight: _Flight) -> Step:
-    seen = not settled.overtaken
-    return Step(
-        token_ids=kept.token_ids,
-        text=kept.text,
-        finish_reason=kept.finish_reason,
-        elapsed_ns=answer.elapsed_ns if seen else None,
-        draft_ns=_length(flight.drafting),
-        num_draft_tokens=settled.num_draft_tokens if seen else None,
-        num_accepted_tokens=settled.num_accepted_tokens if seen else None,
-        timing=answer.verdict.timing if seen else None,
-        bytes_up=answer.bytes_up,
-        bytes_down=answer.bytes_down,
-        asked=True,
-        draft_probabilities_bytes=answer.draft_probabilities_bytes,
-        reconnects=answer.reconnects,
-        lost_ns=answer.lost_ns,
-        received_ns=answer.received_ns,
-        drafting=flight.drafting,
-        num_guessed_tokens=flight.num_guessed_tokens,
-        ahead=flight.ahead,
-        overtaken=settled.overtaken,
-        num_wasted_tokens=settled.num_wasted_tokens,
-        serialization_ns=answer.serialization_ns,
-    )
-
-
-def _length(spans: Sequence[tuple[int, int]]) -> int:
-    return sum(end - begin for begin, end in spans)
 
 
 def check_agreement(kept: Kept, sent: tuple[int, ...], reason: FinishReason | None) -> None:

@@ -20,7 +20,7 @@ from typing import TypeVar
 from common.config import NetworkSection
 from common.errors import OutriderError
 from common.types import Draft, GenerateMode, OpenSession, Outcome, ServerInfo
-from edge_client.link import Answer, Clock, Opened, Piece, Server, VerifyStream
+from edge_client.link import Ahead, Answer, Clock, Opened, Piece, Server, VerifyStream
 from edge_client.patience import Patience
 
 logger = logging.getLogger(__name__)
@@ -240,9 +240,18 @@ class ResumingStream:
         """Whether a verdict, or the loss of its stream, is here already."""
         return self._stream.arrived()
 
-    def receive(self) -> Answer:
-        """Waits for the verdict on the oldest draft in flight; losses on the way are in it."""
+    def receive(self) -> Answer | Ahead:
+        """Waits for the verdict on the oldest draft in flight, or tokens before it.
+
+        Losses on the way are in it.
+        """
+        started_ns = self._clock()
         answer = self._ask(lambda stream: stream.receive())
+        if isinstance(answer, Ahead):
+            self._keep(answer.tokens.position, answer.tokens.token_ids)
+            reconnects = self._take_reconnects()
+            lost_ns = max(0, self._reopened_ns - started_ns) if reconnects else 0
+            return replace(answer, reconnects=reconnects, lost_ns=lost_ns)
         flight = self._flights.popleft()
         self._take(flight.draft, answer)
         lost_ns = flight.last_ns - flight.first_ns
@@ -259,7 +268,11 @@ class ResumingStream:
             return
         accepted = draft.token_ids[: verdict.accepted]
         own = () if verdict.next_token_id is None else (verdict.next_token_id,)
-        self._held[draft.position :] = [*draft.confirmed_token_ids, *accepted, *own]
+        self._keep(draft.position, (*draft.confirmed_token_ids, *accepted, *own))
+
+    def _keep(self, position: int, token_ids: Sequence[int]) -> None:
+        # What the target wrote alone may reach further than a draft that came later.
+        self._held[position : position + len(token_ids)] = token_ids
 
     def _ask(self, ask: Callable[[VerifyStream], Response]) -> Response:
         while True:
@@ -274,7 +287,9 @@ class ResumingStream:
     def _reopen(self, error: OutriderError) -> None:
         self._cloud.recover(error, self._deadline_ns)
         self._left.pop_all().close()
-        held = self._flights[0].draft.position if self._flights else len(self._held)
+        held = len(self._held)
+        if self._flights and not self._opening.run_ahead:
+            held = self._flights[0].draft.position
         prompt_length = len(self._opening.prompt_token_ids)
         opening = replace(self._opening, generated_token_ids=tuple(self._held[prompt_length:held]))
         self._stream = self._cloud.enter(opening, self._left, self._deadline_ns)

@@ -12,6 +12,11 @@ it has not seen of the old one without a forward, as its `assumed_bonus_token_id
 starts there. When the server has lost some (MISMATCH, or STALE of what nothing overtook), it
 falls back, and when the client commits some without asking, it stays: the next draft carries what
 is missing.
+
+Where the target runs ahead, its tokens come between the verdicts and are confirmed like theirs:
+guesses that agree are confirmed and those behind them stand, others are overtaken. A verdict
+then brings only what lies beyond the history and must agree with what does not; a draft that
+was overtaken may get one as well, as all that the server says is the target's own.
 """
 
 from __future__ import annotations
@@ -19,9 +24,17 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from common.errors import InternalError
-from common.types import Draft, DraftDistribution, FinishReason, Outcome, Verdict
+from common.types import (
+    AheadTokens,
+    Draft,
+    DraftDistribution,
+    FinishReason,
+    Outcome,
+    Verdict,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +58,8 @@ class Round:
 class ClientSession:
     """Knows all tokens of one session, and what to send next."""
 
-    def __init__(self, prompt_token_ids: tuple[int, ...]) -> None:
+    def __init__(self, prompt_token_ids: tuple[int, ...], *, runs_ahead: bool = False) -> None:
+        self.runs_ahead = runs_ahead
         self.prompt_length = len(prompt_token_ids)
         self._history = list(prompt_token_ids)
         self._held = len(prompt_token_ids)  # history[:_held] is what the server has
@@ -144,7 +158,8 @@ class ClientSession:
         draft = self._in_flight[0]
         if (verdict.step_id, verdict.epoch) != (draft.step_id, draft.epoch):
             raise _broken(verdict, f"step {draft.step_id}, epoch {draft.epoch} is in flight")
-        if draft.epoch < self._epoch:
+        may_be_run = self.runs_ahead and verdict.outcome is Outcome.VERIFIED
+        if draft.epoch < self._epoch and not may_be_run:
             return self._drop(verdict)
         if verdict.outcome is Outcome.VERIFIED:
             return self._confirm(draft, verdict)
@@ -154,8 +169,33 @@ class ClientSession:
             raise _broken(verdict, "nothing overtook this draft")
         return self._fall_back(verdict)
 
+    def receive_ahead(self, ahead: AheadTokens) -> Round:
+        """Takes what the target wrote alone; none of it is new when the server had lost some."""
+        self._expect(self.runs_ahead and not self._finished, "the target wrote alone")
+        if not ahead.token_ids:
+            raise _broken(ahead, "there is a token at least")
+        new = self._beyond(ahead.position, ahead.token_ids, ahead)
+        self._held = ahead.position + len(ahead.token_ids)
+        return Round(
+            new,
+            finish_reason=ahead.finish_reason,
+            num_wasted_tokens=self._take(new, ahead.finish_reason),
+        )
+
+    def _beyond(
+        self, position: int, token_ids: tuple[int, ...], said: Verdict | AheadTokens
+    ) -> tuple[int, ...]:
+        """Returns the tokens beyond the history; those within it must be the same."""
+        known = self._history[position : position + len(token_ids)]
+        if not self.prompt_length <= position <= len(self._history):
+            raise _broken(said, f"the session holds {len(self._history)} tokens")
+        if list(token_ids[: len(known)]) != known:
+            raise _broken(said, f"from {position} on the target had written {known}")
+        return token_ids[len(known) :]
+
     def _drop(self, verdict: Verdict) -> Round:
-        if verdict.outcome is not Outcome.STALE:
+        lost = self.runs_ahead and verdict.outcome is Outcome.MISMATCH
+        if verdict.outcome is not Outcome.STALE and not lost:
             raise _broken(verdict, "that draft was overtaken, and nothing of it may be run")
         self._in_flight.popleft()
         return Round(overtaken=True)
@@ -175,29 +215,32 @@ class ClientSession:
         if not own and (verdict.finish_reason is None or not verdict.accepted):
             raise _broken(verdict, "it brings no token of the target's and does not end within")
         token_ids = draft.token_ids[: verdict.accepted] + own
-        position = len(self._history) + len(token_ids)
-        if verdict.position != position:
+        start = draft.position + len(draft.confirmed_token_ids)
+        new = self._beyond(start, token_ids, verdict)
+        position = len(self._history) + len(new)
+        if verdict.position != position or (not self.runs_ahead and len(new) < len(token_ids)):
             raise _broken(verdict, f"the session holds {position} tokens")
         self._in_flight.popleft()
-        self._history += token_ids
         self._held = position
-        self._finished = verdict.finish_reason is not None
-        wasted = self._advance(draft, verdict, token_ids)
-        return Round(
-            token_ids, len(draft.token_ids), verdict.accepted, verdict.finish_reason, wasted
-        )
+        # Where the target runs ahead, a rejection may be long known.
+        rejected = not self.runs_ahead and verdict.accepted < len(draft.token_ids)
+        wasted = self._take(new, verdict.finish_reason, rejected=rejected)
+        return Round(new, len(draft.token_ids), verdict.accepted, verdict.finish_reason, wasted)
 
-    def _advance(self, draft: Draft, verdict: Verdict, token_ids: tuple[int, ...]) -> int:
-        """Moves the guesses on behind what was confirmed; returns how many were wasted."""
-        rejected = verdict.accepted < len(draft.token_ids)
-        guessed = tuple(self._ahead[: len(token_ids)])
-        if not rejected and not self._finished and guessed == token_ids[: len(guessed)]:
-            del self._ahead[: len(token_ids)], self._origins[: len(token_ids)]
-            self._sent = max(0, self._sent - len(token_ids))
-            return 0
-        del self._ahead[: verdict.accepted]
-        is_new = rejected and verdict.next_token_id is not None
-        return self._overtake(is_new=is_new)
+    def _take(
+        self, token_ids: tuple[int, ...], reason: FinishReason | None, *, rejected: bool = False
+    ) -> int:
+        """Takes confirmed tokens; the guesses move on or are wasted, and it returns how many."""
+        self._history += token_ids
+        self._finished = reason is not None
+        pairs = zip(self._ahead, token_ids, strict=False)
+        right = sum(takewhile(bool, (guess == token for guess, token in pairs)))
+        wrong = right < min(len(self._ahead), len(token_ids))
+        del self._ahead[:right], self._origins[:right]
+        if rejected or wrong or self._finished:
+            return self._overtake(is_new=rejected and not self._finished)
+        self._sent = max(0, self._sent - right)
+        return 0
 
     def _overtake(self, *, is_new: bool = False) -> int:
         """Drops all guesses; a new epoch begins where one was rejected or any is in flight."""
@@ -220,5 +263,5 @@ class ClientSession:
             )
 
 
-def _broken(verdict: Verdict, expected: str) -> InternalError:
-    return InternalError(f"the server broke the protocol: {expected}, and it sent {verdict}")
+def _broken(said: Verdict | AheadTokens, expected: str) -> InternalError:
+    return InternalError(f"the server broke the protocol: {expected}, and it sent {said}")

@@ -19,9 +19,9 @@ from google.protobuf.message import DecodeError, Message
 
 from common import wire
 from common.errors import DeadlineError, InternalError, UnavailableError
-from common.types import Draft, GeneratedTokens, OpenSession, Verdict
+from common.types import AheadTokens, Draft, GeneratedTokens, OpenSession, Verdict
 from edge_client.faults import error_from_call
-from edge_client.link import Answer, Clock, Opened
+from edge_client.link import Ahead, Answer, Clock, Opened
 from outrider.v1 import verifier_pb2 as pb
 
 FRAME_BYTES = 5
@@ -61,17 +61,22 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Is what came on a session: `kind` as the contract names it, a verdict where it is one."""
+    """Is what came on a session: `kind` as the contract names it, and what it holds."""
 
     kind: str | None
-    verdict: Verdict | None
+    verdict: Verdict | None = None
+    ahead: AheadTokens | None = None
 
 
 def read_reply(data: bytes) -> Reply:
     """Reads what a session's server says; raises as `wire` and protobuf do."""
     message = pb.SessionResponse.FromString(data)
     kind = message.WhichOneof("message")
-    return Reply(kind, wire.verdict_from_proto(message.verdict) if kind == "verdict" else None)
+    if kind == "verdict":
+        return Reply(kind, verdict=wire.verdict_from_proto(message.verdict))
+    if kind == "ahead":
+        return Reply(kind, ahead=wire.ahead_from_proto(message.ahead))
+    return Reply(kind)
 
 
 def read_piece(data: bytes) -> GeneratedTokens:
@@ -131,11 +136,20 @@ class SessionStream:
         waiting = self._responses.waiting()
         return waiting > (0 if self._is_opened else 1) or (waiting > 0 and self._responses.ended)
 
-    def receive(self) -> Answer:
-        """Waits for the verdict on the oldest draft in flight."""
+    def receive(self) -> Answer | Ahead:
+        """Waits for the verdict on the oldest draft in flight, or tokens before it."""
         opened = self.opened()
-        arrival = self._next("verdict")
+        arrival = self._next("verdict", "ahead")
+        if arrival.value.ahead is not None:
+            return Ahead(
+                tokens=arrival.value.ahead,
+                bytes_up=opened.bytes_up,
+                bytes_down=opened.bytes_down + arrival.size,
+                received_ns=arrival.at_ns,
+            )
         assert arrival.value.verdict is not None
+        if not self._sent:
+            raise self._broken("nothing", arrival.value)
         sent = self._sent.popleft()
         return Answer(
             verdict=arrival.value.verdict,
@@ -147,18 +161,21 @@ class SessionStream:
             serialization_ns=sent.message.making_ns + arrival.reading_ns,
         )
 
-    def _next(self, kind: str) -> Arrival[Reply]:
+    def _next(self, *kinds: str) -> Arrival[Reply]:
         arrival = self._responses.next()
         if arrival is None:
             raise UnavailableError(
                 f"server {self._responses.address} ended the session early; ask again"
             )
-        if arrival.value.kind != kind:
-            raise InternalError(
-                f"server {self._responses.address} broke the protocol: {kind!r} was due, "
-                f"and it sent {arrival.value.kind!r}"
-            )
+        if arrival.value.kind not in kinds:
+            raise self._broken(repr(kinds[0]), arrival.value)
         return arrival
+
+    def _broken(self, due: str, reply: Reply) -> InternalError:
+        return InternalError(
+            f"server {self._responses.address} broke the protocol: {due} was due, "
+            f"and it sent {reply.kind!r}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

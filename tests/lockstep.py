@@ -43,9 +43,10 @@ from common.types import (
 from edge_client import guess
 from edge_client.drafter import Drafter
 from edge_client.link import Answer, Opened
-from edge_client.loop import Step, speculate
+from edge_client.loop import speculate
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from edge_client.session import ClientSession
+from edge_client.steps import Step
 from tests.enumeration import EOS, LENGTH, PROMPT, Floats, Output, row_of
 
 SIDE_BY_SIDE = 1024

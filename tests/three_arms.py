@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -17,11 +17,12 @@ from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host
 from cloud_server.metrics import Metrics
+from cloud_server.run_ahead import RunAhead
 from common.config import CloudSection
 from common.lm import noise, precision
 from common.lm.runner import LanguageModel
 from common.lm.sampling import Context, penalise, truncate
-from common.types import Draft, GeneratedTokens, OpenSession
+from common.types import AheadTokens, Draft, GeneratedTokens, OpenSession
 from edge_client.drafter import Drafter
 from edge_client.session import ClientSession
 
@@ -31,6 +32,7 @@ class Run:
     opening: OpenSession
     draft_length: int
     ahead: int = 0
+    run_ahead: int = 0
 
 
 @contextmanager
@@ -58,7 +60,44 @@ async def cloud_optimized(host: Host, run: Run) -> list[int]:
         return [token async for piece in live.decode() for token in piece.token_ids]
 
 
+async def run_ahead(host: Host, run: Run, drafter: Drafter) -> list[int]:
+    """Drafts while the target writes on; its tokens come between the verdicts."""
+    opening = replace(run.opening, run_ahead=run.run_ahead)
+    session = ClientSession(opening.prompt_token_ids, runs_ahead=True)
+    drafts: asyncio.Queue[tuple[Draft, int]] = asyncio.Queue()
+
+    async def sent() -> AsyncIterator[tuple[Draft, int]]:
+        while True:
+            yield await drafts.get()
+
+    async with host.open(opening, "here") as live:
+        live.prefill()
+        async with aclosing(RunAhead(live, run.run_ahead).answers(sent())) as answers:
+            while not session.finished:
+                while session.num_standing <= run.ahead:
+                    behind = session.num_standing > 0
+                    lacking = run.draft_length + behind - session.num_unsent_tokens
+                    drafted = drafter.draft(
+                        session.tokens,
+                        max(0, lacking),
+                        opening.sampling,
+                        prompt_length=session.prompt_length,
+                    )
+                    session.guess(drafted.token_ids)
+                    if behind and not session.num_unsent_tokens:
+                        break
+                    drafts.put_nowait((session.next_draft(), host.clock()))
+                told = await anext(answers)
+                if isinstance(told, AheadTokens):
+                    session.receive_ahead(told)
+                else:
+                    session.apply(told)
+    return list(session.history[len(opening.prompt_token_ids) :])
+
+
 async def speculative(host: Host, run: Run, drafter: Drafter) -> list[int]:
+    if run.run_ahead:
+        return await run_ahead(host, run, drafter)
     session = ClientSession(run.opening.prompt_token_ids)
     async with host.open(run.opening, "here") as live:
         live.prefill()

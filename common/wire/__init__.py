@@ -17,10 +17,17 @@ from common.wire.handshake import check_handshake
 from common.wire.info import info_from_proto, info_to_proto
 from common.wire.opening import open_from_proto, open_to_proto
 from common.wire.score import score_from_proto, score_to_proto
-from common.wire.verdict import verdict_from_proto, verdict_to_proto
+from common.wire.verdict import (
+    ahead_from_proto,
+    ahead_to_proto,
+    verdict_from_proto,
+    verdict_to_proto,
+)
 
 __all__ = [
     "WireLimits",
+    "ahead_from_proto",
+    "ahead_to_proto",
     "check_handshake",
     "distributions_bytes",
     "draft_from_proto",

@@ -32,6 +32,8 @@ def generate_from_proto(
     opening = open_from_proto(message.open, limits)
     if opening.verification != EXACT:
         raise InvalidRequestError("open.verification is set; a cloud arm verifies nothing")
+    if opening.run_ahead:
+        raise InvalidRequestError("open.run_ahead is set; a cloud arm waits for no drafts")
     return lookup("mode", _MODES, message.mode), opening
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from common.errors import InvalidRequestError
-from common.types import LEAST_PENALTY, OpenSession, Peer, SamplingParams, StopParams
+from common.types import EXACT, LEAST_PENALTY, OpenSession, Peer, SamplingParams, StopParams
 from common.wire.fields import WireLimits, token_ids_within, within
 from common.wire.rule import rule_from_proto, rule_to_proto
 from outrider.v1 import verifier_pb2 as pb
@@ -42,6 +42,7 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
             stop_strings=stop.stop_strings,
         ),
         verification=rule_to_proto(opening.verification),
+        run_ahead=opening.run_ahead,
     )
 
 
@@ -49,6 +50,12 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
     """Converts and validates an OpenSession."""
     if not message.prompt_token_ids:
         raise InvalidRequestError("prompt_token_ids is empty; send at least one token")
+    verification = rule_from_proto(message.verification)
+    if message.run_ahead and verification != EXACT:
+        raise InvalidRequestError(
+            f"run_ahead is {message.run_ahead}, and the rule of verification is not coupled "
+            "without a gate; leave one of them out"
+        )
     return OpenSession(
         peer=Peer(
             protocol_version=message.peer.protocol_version,
@@ -63,7 +70,8 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         ),
         sampling=_sampling_from_proto(message.sampling),
         stop=_stop_from_proto(message.stop, limits),
-        verification=rule_from_proto(message.verification),
+        verification=verification,
+        run_ahead=message.run_ahead,
     )
 
 

@@ -1,8 +1,8 @@
-"""The verdict on a draft, to protobuf and back."""
+"""The verdict on a draft, and what the target wrote ahead of any, to protobuf and back."""
 
 from __future__ import annotations
 
-from common.types import Outcome, Verdict
+from common.types import AheadTokens, Outcome, Verdict
 from common.wire.fields import FINISH_REASONS, lookup, timing_from_proto, timing_to_proto
 from outrider.v1 import verifier_pb2 as pb
 
@@ -37,5 +37,25 @@ def verdict_from_proto(message: pb.Verdict) -> Verdict:
         accepted=message.accepted_count,
         next_token_id=message.next_token_id if message.HasField("next_token_id") else None,
         finish_reason=lookup("verdict.finish_reason", FINISH_REASONS, message.finish_reason),
+        timing=timing_from_proto(message.timing),
+    )
+
+
+def ahead_to_proto(ahead: AheadTokens) -> pb.AheadTokens:
+    """Converts AheadTokens."""
+    return pb.AheadTokens(
+        position=ahead.position,
+        token_ids=ahead.token_ids,
+        finish_reason=FINISH_REASONS[ahead.finish_reason],
+        timing=timing_to_proto(ahead.timing),
+    )
+
+
+def ahead_from_proto(message: pb.AheadTokens) -> AheadTokens:
+    """Converts and validates AheadTokens."""
+    return AheadTokens(
+        position=message.position,
+        token_ids=tuple(message.token_ids),
+        finish_reason=lookup("ahead.finish_reason", FINISH_REASONS, message.finish_reason),
         timing=timing_from_proto(message.timing),
     )

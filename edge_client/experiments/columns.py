@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from common.types import StepTiming
-from edge_client.loop import Spans, Step
+from edge_client.steps import Spans, Step
 
 Column = tuple[int | None, ...] | None
 """Those of `asked`, `ahead` and `overtaken` hold truth values."""

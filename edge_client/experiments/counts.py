@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from edge_client.loop import Step
+from edge_client.steps import Step
 
 
 def asking(rounds: Sequence[Step], unasked: Sequence[Step]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.quality import Quality, QualityMetrics
 from edge_client.experiments.records import Record, Unit, error_record, record_from_steps
-from edge_client.loop import Step
 from edge_client.rule import Rule
+from edge_client.steps import Step
 
 NOT_RUN = "NOT_RUN"  # the reason of a turn that could not be asked, for one before it had failed
 _WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})

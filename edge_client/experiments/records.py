@@ -18,8 +18,8 @@ import numpy as np
 from edge_client.experiments.columns import StepColumns, columns
 from edge_client.experiments.counts import asking, total, waste
 from edge_client.experiments.quality import Quality
-from edge_client.loop import Step
 from edge_client.rule import Promise, Rule
+from edge_client.steps import Step
 
 SCHEMA_VERSION = 1
 
@@ -126,6 +126,7 @@ class Record:
     num_guessed_tokens: int | None = None
     num_wasted_tokens: int | None = None
     num_wasted_target_tokens: int | None = None
+    num_run_ahead_tokens: int | None = None
     steps: StepColumns | None = None
 
     @property
@@ -222,6 +223,7 @@ def record_from_steps(
         serialization_ms=percentiles(
             s.serialization_ns / _NS_PER_MS for s in steps if s.serialization_ns is not None
         ),
+        num_run_ahead_tokens=total(len(s.token_ids) if s.run_ahead else None for s in steps),
         steps=columns(steps, arrivals_ns, started_ns),
     )
 

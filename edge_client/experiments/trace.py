@@ -13,7 +13,7 @@ from typing import Any
 from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.records import Record
 from edge_client.experiments.trace_rows import TraceRows
-from edge_client.loop import Spans
+from edge_client.steps import Spans
 
 GENERATIONS = 200
 """How many are traced at most: a few megabytes, which a browser still likes."""

@@ -75,7 +75,8 @@ class VerifierServicer(object):
         """Holds one session for as long as the stream lives: the client sends exactly
         one OpenSession first, then VerifyRequests, one at a time or several ahead;
         the server answers the first with SessionOpened and each of the others with
-        one Verdict, in the order received. When the client half-closes, the server
+        one Verdict, in the order received; AheadTokens come between them where
+        OpenSession.run_ahead asked for such. When the client half-closes, the server
         answers what is outstanding and ends with OK. When the stream ends in any
         way, the session and its cache are gone: the client, which holds all tokens,
         opens another with `generated_token_ids` and goes on.

@@ -43,7 +43,8 @@ def random_run(rng: random.Random, vocab_size: int) -> Run:
     )
     stop = StopParams(rng.randint(1, 20), rng.choice([None, tuple(range(0, vocab_size, 9))]))
     opening = OpenSession(Peer("", "", 0, ""), prompt, sampling, stop)
-    return Run(opening, rng.randrange(LIMITS.max_draft_tokens + 1), rng.randrange(3))
+    length, ahead = rng.randrange(LIMITS.max_draft_tokens + 1), rng.randrange(3)
+    return Run(opening, length, ahead, run_ahead=rng.choice([0, 0, 1, 4, 64]))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -26,6 +26,7 @@ from common.config import NetworkSection, SecuritySection
 from common.errors import OutriderError, RefusedError, UnavailableError
 from common.types import Draft, GenerateMode, OpenSession, Peer, SamplingParams, StopParams
 from edge_client.cli import main
+from edge_client.link import Answer
 from edge_client.transport import CloudConnection
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1.verifier_pb2_grpc import VerifierStub
@@ -138,7 +139,9 @@ def test_every_kind_of_call_carries_the_token(guarded: Server, trusted: dict[str
         assert len(cloud.text_logprobs([5, 6], [7])) == 1
         with cloud.open(opening) as stream:
             stream.send(Draft(1, 3, 0))
-            first = stream.receive().verdict.next_token_id
+            answer = stream.receive()
+            assert isinstance(answer, Answer)
+            first = answer.verdict.next_token_id
         pieces = list(cloud.generate(GenerateMode.OPTIMIZED, opening))
     assert pieces[0].tokens.token_ids == (first,)
 

@@ -201,6 +201,66 @@ def test_a_stream_that_breaks_the_contract_is_told_how(
     assert error.reason == reason
 
 
+def test_what_the_target_writes_alone_is_streamed_and_drafts_are_compared_with_it(
+    stub: VerifierStub,
+) -> None:
+    truth = generate(stub, opening(12))
+    session = Session(stub)
+    session.send(open=opening(12, run_ahead=4))
+    assert next(session.call).opened.position == 3
+    alone = [next(session.call).ahead for _ in range(4)]  # and no more, till a request comes
+    assert [(a.position, list(a.token_ids)) for a in alone] == [
+        (3 + i, truth[i : i + 1]) for i in range(4)
+    ]
+    assert alone[0].timing.forward_passes >= 1
+    within = session.verdict(verify(1, 4, [*truth[1:3], 0], assumed_bonus_token_id=truth[0]))
+    assert (within.accepted_count, within.next_token_id) == (2, truth[3])
+    assert (within.position, within.timing.forward_passes) == (7, 0)
+    alone += [next(session.call).ahead for _ in range(4)]  # four more, for the request
+    reaching = session.verdict(verify(2, 10, truth[7:9]))  # the first of these is held
+    assert (reaching.accepted_count, reaching.next_token_id) == (2, truth[9])
+    assert (reaching.position, reaching.timing.forward_passes) == (13, 1)
+    alone += [next(session.call).ahead for _ in range(2)]
+    assert alone[-1].finish_reason == pb.FINISH_REASON_MAX_NEW_TOKENS
+    written = [token for a in alone for token in a.token_ids]
+    assert written == truth[:8] + truth[10:]
+    late = session.verdict(verify(3, 13, truth[10:]))
+    assert (late.outcome, late.position) == (pb.OUTCOME_STALE, 15)
+    session.half_close()
+    assert list(session.call) == []
+    assert session.call.code() is grpc.StatusCode.OK
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (verify(1, 4, [], confirmed_token_ids=[0]), "rolls nothing back"),
+        (verify(1, 4, [99999]), "99999"),
+    ],
+)
+def test_a_fault_in_a_session_that_runs_ahead_ends_it_with_its_reason(
+    stub: VerifierStub, request_: pb.VerifyRequest, message: str
+) -> None:
+    session = Session(stub)
+    session.send(open=opening(8, run_ahead=4))
+    assert next(session.call).HasField("opened")
+    alone = [next(session.call).ahead.token_ids[0] for _ in range(4)]
+    assert alone[1] != 0
+    session.send(verify=request_)
+    with pytest.raises(grpc.RpcError) as caught:
+        list(session.call)
+    code, error = refusal(caught.value)
+    assert code == "INVALID_ARGUMENT"
+    assert message in str(error)
+
+
+def test_a_session_without_a_stream_cannot_run_ahead(stub: VerifierStub) -> None:
+    entry = pb.VerifyBatchEntry(open=opening(run_ahead=4), verify=verify(1, 3, []))
+    (result,) = stub.VerifyBatch(pb.VerifyBatchRequest(entries=[entry]), timeout=60).results
+    assert result.error.reason == "INVALID_REQUEST"
+    assert "run_ahead is 4" in result.error.message
+
+
 SERVICE = "/outrider.v1.Verifier/"
 JUNK: dict[str, Callable[[Any, dict[str, int]], object]] = {
     "Session": lambda c, t: list(c.stream_stream(f"{SERVICE}Session")(iter([b"\xff"]), **t)),

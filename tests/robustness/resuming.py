@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from common.config import NetworkSection
 from common.types import GenerateMode, OpenSession
+from edge_client.link import Answer
 from edge_client.resume import ResilientCloud
 from edge_client.session import ClientSession
 from edge_client.transport import CloudConnection
@@ -43,5 +44,7 @@ def _speculate(cloud: ResilientCloud, opening: OpenSession) -> list[int]:
             ):
                 session.guess(session.tokens[-1:] * 2)
                 stream.send(session.next_draft())
-            session.apply(stream.receive().verdict)
+            answer = stream.receive()
+            assert isinstance(answer, Answer)
+            session.apply(answer.verdict)
     return list(session.history[session.prompt_length :])

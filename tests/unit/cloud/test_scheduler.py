@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -63,3 +65,26 @@ def test_a_verify_goes_before_an_older_but_not_oldest_prompt() -> None:
 def test_judged_tokens_wait_when_they_do_not_fit_together() -> None:
     jobs = [Waiting(0, 12, 12), Waiting(1, 5, 5), Waiting(2, 4, 4)]
     assert plan_step(jobs, BUDGET, CHUNK) == [Slice(0, 12, True), Slice(2, 4, True)]
+
+
+@given(waiting_jobs(), st.lists(st.booleans(), min_size=8, max_size=8))
+def test_what_fills_room_takes_nothing_from_the_others(
+    jobs: list[Waiting], fills: list[bool]
+) -> None:
+    """Every other job gets the very slice it would get if nothing ran ahead."""
+    jobs = [Waiting(i, j.num_tokens, j.num_logits) for i, j in enumerate(jobs)]
+    mixed = [replace(job, fills_room=fill) for job, fill in zip(jobs, fills, strict=False)]
+    others = [index for index, job in enumerate(mixed) if not job.fills_room]
+    alone = plan_step([mixed[index] for index in others], BUDGET, CHUNK)
+    expected = [replace(planned, index=others[planned.index]) for planned in alone]
+    slices = plan_step(mixed, BUDGET, CHUNK)
+    assert slices[: len(expected)] == expected
+    assert all(mixed[planned.index].fills_room for planned in slices[len(expected) :])
+    assert 0 < sum(planned.num_tokens for planned in slices) <= BUDGET
+
+
+def test_what_fills_room_goes_last_however_old() -> None:
+    jobs = [Waiting(0, 1, 1, fills_room=True), Waiting(1, 8, 8), Waiting(2, 8, 0)]
+    assert plan_step(jobs, BUDGET, CHUNK) == [Slice(1, 8, True), Slice(2, 8, True)]
+    assert plan_step(jobs[:2], BUDGET, CHUNK) == [Slice(1, 8, True), Slice(0, 1, True)]
+    assert plan_step(jobs[:1], BUDGET, CHUNK) == [Slice(0, 1, True)]

@@ -51,7 +51,9 @@ class SilentHost:
         finally:
             self.sessions -= 1
 
-    async def verify(self, draft: object, deadline_ns: int | None = None) -> None:
+    async def verify(
+        self, draft: object, arrived_ns: int, deadline_ns: int | None = None
+    ) -> None:
         self.asked.set()
         await asyncio.Event().wait()
 
@@ -88,7 +90,7 @@ class FaultyHost(SilentHost):
         self.metrics = Metrics()
 
     async def verify(  # type: ignore[override]
-        self, draft: Draft, deadline_ns: int | None = None
+        self, draft: Draft, arrived_ns: int, deadline_ns: int | None = None
     ) -> Verdict:
         if draft.step_id == 2:
             raise ValueError("a fault")

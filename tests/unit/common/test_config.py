@@ -49,6 +49,22 @@ def test_a_bare_off_is_off() -> None:
         load(None, ["engine.compile=on"])
 
 
+def test_run_ahead_is_a_number_and_older_files_say_false() -> None:
+    assert load(None, ["network.run_ahead=64"]).network.run_ahead == 64
+    assert load(None, ["network.run_ahead=false"]).network.run_ahead == 0
+
+
+@pytest.mark.parametrize(
+    "other", [["verification.mode=rank"], ["gate.kind=entropy", "gate.threshold=1"]]
+)
+def test_run_ahead_and_tokens_that_are_not_the_targets_own_are_refused_together(
+    other: list[str],
+) -> None:
+    key, value = other[0].split("=")
+    with pytest.raises(ConfigError, match=f"network.run_ahead = 8 needs.*{key} = '{value}'.*to 0"):
+        load(None, ["network.run_ahead=8", *other])
+
+
 def test_later_wins(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("decoding: {temperature: 0.5, top_k: 3}\n")
@@ -88,6 +104,8 @@ def test_later_wins(tmp_path: Path) -> None:
         ("decoding.top_p=1.0e-50", "'decoding.top_p' = 1e-50"),
         ("drafting.length=often", "'drafting.length'"),
         ("network.pipeline=33", "'network.pipeline' = 33"),
+        ("network.run_ahead=true", "'network.run_ahead' = True"),
+        ("network.run_ahead=-1", "'network.run_ahead' = -1"),
         ("limits.edge.cpu_cores=2", "not available"),
         ("security.tls_cert=x", "security.tls_cert = 'x' needs security.tls_key beside it"),
         ("security.tls_key=x", "security.tls_key = 'x' needs security.tls_cert beside it"),

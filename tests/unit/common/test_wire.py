@@ -14,6 +14,7 @@ from common import wire
 from common.errors import HandshakeError, InvalidRequestError, PrecisionError
 from common.types import (
     MAX_WEIGHT,
+    AheadTokens,
     Draft,
     DraftDistribution,
     FinishReason,
@@ -49,6 +50,8 @@ INFO = ServerInfo(
 
 CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
     (OPENING, wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
+    (replace(OPENING, run_ahead=64), wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
+    (AheadTokens(5, (6, 7), FinishReason.EOS, TIMING), wire.ahead_to_proto, wire.ahead_from_proto),
     (Draft(1, 2, 3, (4, 5, 6), (7,)), wire.draft_to_proto,
      lambda m: wire.draft_from_proto(m, LIMITS)),
     *(
@@ -367,3 +370,13 @@ def test_a_candidate_takes_five_bytes_and_is_counted(tables: list[dict[int, int]
 
 def test_the_exact_rule_takes_no_bytes() -> None:
     assert not wire.open_to_proto(OPENING).verification.ByteSize()
+
+
+def test_run_ahead_needs_a_rule_under_which_all_tokens_are_the_targets_own() -> None:
+    for rule in (VerificationParams(VerificationMode.REJECTION), VerificationParams(gated=True)):
+        message = wire.open_to_proto(replace(OPENING, run_ahead=8, verification=rule))
+        with pytest.raises(InvalidRequestError, match="run_ahead is 8"):
+            wire.open_from_proto(message, LIMITS)
+    asked = wire.generate_to_proto(GenerateMode.OPTIMIZED, replace(OPENING, run_ahead=8))
+    with pytest.raises(InvalidRequestError, match="run_ahead is set"):
+        wire.generate_from_proto(asked, LIMITS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cloud_server.acceptance import Check, Judged
 from cloud_server.sessions import TargetSession
@@ -140,11 +140,8 @@ class PairedStream:
         return Answer(self.tamper(self._answers.popleft()), elapsed_ns=9, bytes_up=7, bytes_down=5)
 
     def _open(self, generated: tuple[int, ...]) -> TargetSession:
-        opening = self.opening
         return TargetSession(
-            OpenSession(
-                opening.peer, opening.prompt_token_ids, opening.sampling, opening.stop, generated
-            ),
+            replace(self.opening, generated_token_ids=generated),
             context_length=CONTEXT,
             model_eos=(EOS,),
             detokenizer=lambda: lambda token_id: text_of([token_id]),

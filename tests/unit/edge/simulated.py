@@ -8,13 +8,22 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from common.stopping import Stopper
-from common.types import Draft, OpenSession, SamplingParams, StepTiming, StopParams
+from common.types import (
+    AheadTokens,
+    Draft,
+    OpenSession,
+    SamplingParams,
+    StepTiming,
+    StopParams,
+    Verdict,
+)
 from edge_client.draft_length import Pace
-from edge_client.link import Answer
-from edge_client.loop import Step, speculate
+from edge_client.link import Ahead, Answer
+from edge_client.loop import speculate
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 from edge_client.session import ClientSession
-from tests.unit.edge.pair import GREEDY, PEER, PairedStream
+from edge_client.steps import Step
+from tests.unit.edge.pair import GREEDY, PEER, PairedStream, judged
 
 MS = 1_000_000
 PROMPT = (300, 301, 302)
@@ -95,6 +104,84 @@ class SimulatedStream(PairedStream):
 
 
 @dataclass
+class RunAheadStream(SimulatedStream):
+    """Is a server whose target writes on alone whenever no request has arrived by then."""
+
+    _requests: deque[tuple[int, int, Draft]] = field(default_factory=deque)
+    _arriving: deque[tuple[int, Ahead | Answer]] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._left = self.opening.run_ahead
+        self._free_at = self.world.half_trip()  # when the opening arrives
+
+    def send(self, draft: Draft) -> None:
+        self.world.spend(self.world.overhead_ms)
+        self._advance()
+        self._requests.append((self.world.now + self.world.half_trip(), self.world.now, draft))
+
+    def arrived(self) -> bool:
+        self._advance()
+        return bool(self._arriving) and self._arriving[0][0] <= self.world.now
+
+    def receive(self) -> Answer | Ahead:  # type: ignore[override]  # more than without it
+        self._advance()
+        while not self._arriving:
+            self._act()
+        at, told = self._arriving.popleft()
+        self.world.now = max(self.world.now, at)
+        return told
+
+    def _advance(self) -> None:
+        """Lets the server do all that no message still to be sent can change."""
+        while self._begins() < self.world.now + self.world.half_trip():
+            self._act()
+
+    def _begins(self) -> int:
+        """Returns when the server begins what it does next."""
+        if self._left and not self.session.finished:
+            return self._free_at
+        return max(self._free_at, self._requests[0][0]) if self._requests else 10**18
+
+    def _act(self) -> None:
+        begins = self._begins()
+        assert begins < 10**18, "both ends wait for each other"
+        if self._requests and self._requests[0][0] <= begins:
+            arrives, sent, draft = self._requests.popleft()
+            self._left = self.opening.run_ahead
+            admitted = self.session.admit(draft)
+            computed = 0
+            if not isinstance(admitted, Verdict):
+                computed = self._cost(len(admitted.guesses) + 1)
+                admitted = self.session.settle(draft, admitted, judged(admitted))
+            self._free_at = begins + computed
+            timing = StepTiming(
+                queued_ns=begins - arrives, computed_ns=computed, total_ns=self._free_at - arrives
+            )
+            verdict = replace(admitted, timing=timing)
+            at = self._due_at()
+            self._arriving.append((at, Answer(verdict, at - sent, 7, 5, received_ns=at)))
+            return
+        self._left -= 1
+        position = self.session.position
+        draft = Draft(0, position, self.session.epoch)
+        check = self.session.admit(draft)
+        assert not isinstance(check, Verdict)
+        verdict = self.session.settle(draft, check, judged(check))
+        self._free_at = begins + self._cost(1)
+        token_ids = tuple(self.session.history[position:])
+        tokens = AheadTokens(position, token_ids, verdict.finish_reason, StepTiming())
+        self._arriving.append((self._due_at(), Ahead(tokens, 0, 5)))
+
+    def _cost(self, tokens: int) -> int:
+        return round((self.world.target_ms + self.world.target_token_ms * tokens) * MS)
+
+    def _due_at(self) -> int:
+        self._last_at = max(self._last_at, self._free_at + self.world.half_trip())
+        return self._last_at
+
+
+@dataclass
 class SimulatedDrafter:
     """Is right with the probability of the world, at the same places however it is asked."""
 
@@ -136,13 +223,19 @@ class SimulatedDrafter:
 
 
 def simulate(
-    world: World, pace: Pace, tokens: int, seed: int = 0, prompt: tuple[int, ...] = PROMPT
+    world: World,
+    pace: Pace,
+    tokens: int,
+    seed: int = 0,
+    prompt: tuple[int, ...] = PROMPT,
+    run_ahead: int = 0,
 ) -> list[tuple[int, Step]]:
     """Writes a text; returns its steps and when each came, in nanoseconds."""
     stop = StopParams(tokens, ())
-    stream = SimulatedStream(OpenSession(PEER, prompt, GREEDY, stop), world=world)
+    kind = RunAheadStream if run_ahead else SimulatedStream
+    stream = kind(OpenSession(PEER, prompt, GREEDY, stop, run_ahead=run_ahead), world=world)
     steps = speculate(
-        ClientSession(prompt),
+        ClientSession(prompt, runs_ahead=run_ahead > 0),
         SimulatedDrafter(world, seed),
         stream,
         Stopper(stop, model_eos=(), room=LONGEST),
@@ -155,8 +248,13 @@ def simulate(
 
 
 def rate(
-    world: World, pace: Pace, tokens: int, seed: int = 0, prompt: tuple[int, ...] = PROMPT
+    world: World,
+    pace: Pace,
+    tokens: int,
+    seed: int = 0,
+    prompt: tuple[int, ...] = PROMPT,
+    run_ahead: int = 0,
 ) -> float:
     """Returns tokens a second."""
-    steps = simulate(world, pace, tokens, seed, prompt)
+    steps = simulate(world, pace, tokens, seed, prompt, run_ahead)
     return sum(len(step.token_ids) for _, step in steps) / (steps[-1][0] / MS) * 1000

@@ -10,8 +10,8 @@ from common.types import StepTiming
 from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.draft_length import FixedPace, Pace
 from edge_client.expectation import Situation, alone, tokens_a_second
-from edge_client.loop import Step
 from edge_client.policy import Drafted
+from edge_client.steps import Step
 from tests.unit.edge import pair
 from tests.unit.edge.simulated import LONGEST, MS, World, rate, simulate, target
 

@@ -8,7 +8,7 @@ from common.errors import ConfigError, InternalError, PromptError
 from common.types import FinishReason, GeneratedTokens, StopParams
 from edge_client.arms import ARM_NAMES, Arm, Drafting, GenerationRequest, build_arms
 from edge_client.draft_length import FixedPace
-from edge_client.loop import Step
+from edge_client.steps import Step
 from tests.models import tiny_tokenizer
 from tests.unit.edge.pair import (
     CONTEXT,

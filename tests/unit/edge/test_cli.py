@@ -18,7 +18,7 @@ from common.errors import InternalError, OutriderError, OverloadedError
 from common.types import FinishReason
 from edge_client import arms, cli
 from edge_client.cli import main
-from edge_client.loop import Step
+from edge_client.steps import Step
 from tests.models import Pair
 
 

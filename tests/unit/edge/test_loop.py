@@ -17,9 +17,10 @@ from common.stopping import Stopper
 from common.types import Draft, FinishReason, OpenSession, StopParams
 from edge_client.draft_length import FixedPace
 from edge_client.link import Opened
-from edge_client.loop import Step, speculate
+from edge_client.loop import speculate
 from edge_client.policy import PLAIN, Drafted
 from edge_client.session import ClientSession
+from edge_client.steps import Step
 from tests.unit.edge.pair import (
     CONTEXT,
     EOS,

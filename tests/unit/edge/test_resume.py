@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import TypeVar
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cloud_server.acceptance import Check
 from common.config import NetworkSection
 from common.errors import (
     DeadlineError,
@@ -25,6 +27,7 @@ from common.errors import (
     UnavailableError,
 )
 from common.types import (
+    AheadTokens,
     Draft,
     FinishReason,
     GeneratedTokens,
@@ -33,9 +36,16 @@ from common.types import (
     ServerInfo,
     StopParams,
 )
-from edge_client.arms import Arm, Drafting, GenerationRequest, Step, build_arms
+from edge_client.arms import (
+    Arm,
+    Drafting,
+    GenerationRequest,
+    Speculative,
+    Step,
+    build_arms,
+)
 from edge_client.draft_length import FixedPace
-from edge_client.link import Answer, Opened, Piece
+from edge_client.link import Ahead, Answer, Opened, Piece
 from edge_client.resume import ResilientCloud
 from tests.models import tiny_tokenizer
 from tests.unit.edge.pair import (
@@ -44,6 +54,7 @@ from tests.unit.edge.pair import (
     TIMING,
     PairedStream,
     ScriptedDrafter,
+    judged,
     server_info,
     undisturbed,
 )
@@ -223,6 +234,67 @@ def test_a_loss_after_the_last_piece_costs_nothing(name: str) -> None:
     assert (time.slept, len(world.openings), len(world.fates)) == ([], 1, 0)
 
 
+class AheadStream(FailingStream):
+    """Lets the target write on alone before each draft comes, and while nobody asks."""
+
+    def __init__(self, opening: OpenSession, world: World, alone: Iterator[int]) -> None:
+        super().__init__(opening)
+        self.world, self.alone = world, alone
+        self.session = self._open(opening.generated_token_ids)
+        self.told: deque[Answer | Ahead] = deque()
+
+    def send(self, draft: Draft) -> None:
+        for _ in range(next(self.alone)):
+            self._write()
+        super().send(draft)
+        self.told.append(Answer(self._answers.popleft(), 9, 7, 5))
+
+    def receive(self) -> Answer | Ahead:  # type: ignore[override]  # more than without it
+        if not self.told:
+            self._write()
+        return self._unless_lost(self.told.popleft)
+
+    def _write(self) -> None:
+        if self.session.finished:
+            return
+        position = self.session.position
+        draft = Draft(0, position, self.session.epoch)
+        check = self.session.admit(draft)
+        assert isinstance(check, Check)
+        reason = self.session.settle(draft, check, judged(check)).finish_reason
+        token_ids = tuple(self.session.history[position:])
+        self.told.append(Ahead(AheadTokens(position, token_ids, reason, TIMING), 0, 5))
+
+
+@given(LOSSES, st.lists(st.integers(0, 4), min_size=1, max_size=9), st.integers(0, 3))
+def test_whatever_is_lost_while_the_target_runs_ahead_the_text_is_the_same(
+    fates: list[OutriderError | None], alone: list[int], in_advance: int
+) -> None:
+    world, time, counts = World(deque(fates)), Time(), cycle(alone)
+
+    class Server(FailingServer):
+        @contextmanager
+        def open(self, opening: OpenSession, timeout_s: float | None) -> Iterator[FailingStream]:
+            assert opening.run_ahead == 8
+            self.world.openings.append((self.address, opening, timeout_s))
+            yield AheadStream(opening, self.world, counts)
+
+    cloud = ResilientCloud(
+        ("one",),
+        lambda address: Server(address, world),
+        NetworkSection(reconnect_s=1e6),
+        clock=time,
+        sleep=time.sleep,
+        dice=lambda: 0.5,
+    )
+    made = arm("speculative", cloud, time)
+    assert isinstance(made, Speculative)
+    drafting = Drafting(lambda: FixedPace(4, 8, in_advance), run_ahead=8)
+    assert tokens(run(replace(made, drafting=drafting))) == TRUTH
+    told = [opening.generated_token_ids for _, opening, _ in world.openings]
+    assert told == sorted(told, key=len)  # what came ahead is never asked for again
+
+
 @given(st.lists(st.booleans(), max_size=20), st.sets(st.integers(0, 60)))
 def test_unasked_blocks_and_losses_together(lost: list[bool], sure: set[int]) -> None:
     world, time = World(deque(UnavailableError("gone") if x else None for x in lost)), Time()
@@ -235,9 +307,12 @@ def test_a_session_is_opened_again_with_what_is_confirmed_and_its_draft_is_sent_
     world, time = World(deque([None, UnavailableError("gone")])), Time()
     with resilient(world, time, "one", "two").open(OpenSession(PEER, PROMPT, GREEDY, STOP)) as s:
         s.send(Draft(1, 3, 0, (TRUTH[1], 299), confirmed_token_ids=TRUTH[:1]))
-        assert s.receive().verdict.position == 6
+        before = s.receive()
         s.send(Draft(2, 6, 1, TRUTH[3:5]))
         answer = s.receive()
+    assert isinstance(before, Answer)
+    assert isinstance(answer, Answer)
+    assert before.verdict.position == 6
     assert (answer.verdict.step_id, answer.verdict.accepted) == (2, 2)
     assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
     (_, first, _), (address, again, _) = world.openings

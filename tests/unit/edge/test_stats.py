@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from common.types import FinishReason, SamplingParams, StepTiming
-from edge_client.loop import Step
 from edge_client.stats import Conditions, one_line, summarise
+from edge_client.steps import Step
 
 MS = 1_000_000
 

@@ -36,6 +36,7 @@ from common.types import (
     Verdict,
 )
 from edge_client.faults import BY_CODE
+from edge_client.link import Answer
 from edge_client.streams import FRAME_BYTES, Responses, read_piece, read_reply
 from edge_client.transport import CloudConnection
 from outrider.v1 import verifier_pb2 as pb
@@ -146,6 +147,8 @@ def test_a_round_trip_and_what_it_measured(cloud: CloudConnection, servicer: Ser
         first = stream.receive()
         stream.send(draft)
         second = stream.receive()
+    assert isinstance(first, Answer)
+    assert isinstance(second, Answer)
     assert first.verdict == second.verdict == VERDICT
     # The clock moves on by one each time it is read: before and after a message is made, and
     # before and after one is read; reading the first, of the opening, may lie anywhere between.

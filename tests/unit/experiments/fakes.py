@@ -9,8 +9,8 @@ from common.types import FinishReason, StepTiming
 from edge_client.arms import GenerationRequest
 from edge_client.experiments.prompts import Message
 from edge_client.experiments.records import Unit
-from edge_client.loop import Step
 from edge_client.rule import Rule
+from edge_client.steps import Step
 
 MS = 1_000_000
 

@@ -8,7 +8,7 @@ from common.errors import UnavailableError
 from common.types import FinishReason
 from edge_client.experiments.columns import columns
 from edge_client.experiments.idle import IdleLink, measure_idle_rtt, payload_bytes, quarters
-from edge_client.loop import Step
+from edge_client.steps import Step
 from outrider.v1 import verifier_pb2 as pb
 from tests.unit.experiments.fakes import FakeClock, committed, piece, streamed, verified
 

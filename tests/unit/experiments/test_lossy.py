@@ -15,9 +15,9 @@ from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.scoring import score
 from edge_client.experiments.statistics import summarize_arm
 from edge_client.experiments.table import render_table
-from edge_client.loop import Step
 from edge_client.rule import Rule
 from edge_client.stats import Conditions, one_line, summarise
+from edge_client.steps import Step
 from tests.unit.experiments.fakes import MS, committed, piece, streamed, unit, verified
 from tests.unit.experiments.test_report import page_of, summary_of
 

@@ -18,7 +18,7 @@ from edge_client.experiments.report import render_report
 from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
-from edge_client.loop import Step
+from edge_client.steps import Step
 from tests.unit.experiments.fakes import MS, piece, streamed, unit, verified
 
 ARMS = ("edge", "cloud", "cloud_optimized", "speculative")

@@ -17,7 +17,7 @@ from common.errors import HandshakeError, PromptError, UnavailableError, UsageEr
 from common.types import FinishReason, SamplingParams, StopParams
 from edge_client.arms import GenerationRequest
 from edge_client.experiments.runner import BenchPlan, BenchResult, run_bench
-from edge_client.loop import Step
+from edge_client.steps import Step
 from tests.unit.experiments.fakes import FakeArm, FakeClock, FakeEncoder, piece, streamed, verified
 
 END = FinishReason.MAX_NEW_TOKENS

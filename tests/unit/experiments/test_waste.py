@@ -15,7 +15,7 @@ from edge_client.experiments.readings import _covered
 from edge_client.experiments.records import Record, percentiles, record_from_steps
 from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.statistics import summarize_arm
-from edge_client.loop import Step
+from edge_client.steps import Step
 from tests.unit.experiments.fakes import MS, overtaken, piece, streamed, unit, verified
 from tests.unit.experiments.test_report import summary_of
 

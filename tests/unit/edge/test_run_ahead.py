@@ -1,0 +1,68 @@
+"""Run-ahead in simulated time: never slower than the target alone, whatever the link."""
+
+from __future__ import annotations
+
+import pytest
+
+from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
+from edge_client.draft_length import FixedPace
+from tests.unit.edge import pair
+from tests.unit.edge.simulated import LONGEST, World, rate, simulate, target
+
+TOKENS = 256
+M = 64
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pair, "CONTEXT", LONGEST)
+    monkeypatch.setattr(pair, "target", target)
+
+
+def world(draft_ms: float, rtt_ms: float, acceptance: float) -> World:
+    return World(draft_ms, lambda _: rtt_ms, acceptance)
+
+
+def adaptive() -> AdaptivePace:
+    return AdaptivePace(ADAPTIVE_LENGTHS, 64)
+
+
+def cloud_optimized(rtt_ms: float) -> float:
+    """Returns the tokens a second of the target alone: one way up, all tokens, one way down."""
+    each = World(1, lambda _: 1, 1)
+    return TOKENS * 1e3 / (rtt_ms + TOKENS * (each.target_ms + each.target_token_ms))
+
+
+@pytest.mark.parametrize("acceptance", [0.6, 0.8, 0.9])
+@pytest.mark.parametrize("draft_ms", [0.35, 10.0, 60.0])
+@pytest.mark.parametrize("rtt_ms", [0.3, 20.0, 50.0, 100.0, 200.0])
+def test_it_is_never_slower_than_the_target_alone(
+    rtt_ms: float, draft_ms: float, acceptance: float
+) -> None:
+    rates = [
+        rate(world(draft_ms, rtt_ms, acceptance), adaptive(), TOKENS, n, run_ahead=M)
+        for n in range(2)
+    ]
+    assert min(rates) >= 0.97 * cloud_optimized(rtt_ms)
+
+
+def test_without_it_a_long_link_makes_speculation_slower() -> None:
+    """So there is something to gain."""
+    slow = rate(world(60.0, 200.0, 0.6), adaptive(), TOKENS)
+    assert slow < 0.5 * cloud_optimized(200.0)
+
+
+def test_what_the_target_wrote_alone_is_no_round() -> None:
+    steps = [step for _, step in simulate(world(60.0, 100.0, 0.8), adaptive(), 64, run_ahead=M)]
+    alone = [step for step in steps if step.run_ahead]
+    assert alone
+    assert {(s.num_accepted_tokens, s.num_draft_tokens, s.elapsed_ns, s.asked) for s in alone} == {
+        (None, None, None, None)
+    }
+    assert sum(len(step.token_ids) for step in steps) == 64
+
+
+def test_a_draft_that_is_never_done_in_time_still_tells_the_server_to_go_on() -> None:
+    """Eight guesses take as long as sixty tokens of the target's."""
+    slow = rate(world(60.0, 100.0, 0.6), FixedPace(8, 64), TOKENS, run_ahead=32)
+    assert slow >= 0.9 * cloud_optimized(100.0)
