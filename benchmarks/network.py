@@ -46,6 +46,8 @@ WORTH_TRYING = 0.75
 SAMPLING = SamplingParams(temperature=1.0, seed=20261125)
 TOKENS = 64
 PROMPT = "Once upon a time there was a small boat that wanted to see the sea."
+MOST_ALONE = 64
+RUN_AHEAD = f"adaptive, run-ahead {MOST_ALONE}"
 SPECEDGE_BYTES = 135_000
 """Uplink bytes of a round of SpecEdge: a dense attention mask (see docs/methods.md)."""
 
@@ -89,9 +91,11 @@ class Client:
         tokenizer = self._model.loaded.tokenizer
         self._prompt = tuple(tokenizer(PROMPT)["input_ids"])
 
-    def paced(self, pace: Callable[[], Pace], sampling: SamplingParams = SAMPLING) -> Reading:
+    def paced(
+        self, pace: Callable[[], Pace], sampling: SamplingParams = SAMPLING, run_ahead: int = 0
+    ) -> Reading:
         """Has a text written by drafts at a pace."""
-        return self._read(self._arm("speculative", Drafting(pace)), sampling)
+        return self._read(self._arm("speculative", Drafting(pace, run_ahead=run_ahead)), sampling)
 
     def alone(self, name: str, sampling: SamplingParams = SAMPLING) -> Reading:
         """Has a text written by another arm."""
@@ -272,6 +276,7 @@ def arms_over_rtt(server: str) -> dict[str, list[Reading]]:
                 ("adaptive", adaptive),
             ):
                 readings[label] = made.paced(pace, greedy)
+            readings[RUN_AHEAD] = made.paced(adaptive, greedy, run_ahead=MOST_ALONE)
         for label, reading in readings.items():
             curves.setdefault(label, []).append(reading)
     return curves
@@ -288,6 +293,13 @@ def arms_table(curves: dict[str, list[Reading]]) -> Table:
         )
         table.add(label, *cells)
     return table
+
+
+def run_ahead_line(curves: dict[str, list[Reading]]) -> str:
+    """Holds run-ahead against the target alone, round trip by round trip."""
+    pairs = zip(curves[RUN_AHEAD], curves["cloud_optimized"], strict=True)
+    ratios = ", ".join(f"{own.tokens_per_s / alone.tokens_per_s:.2f}" for own, alone in pairs)
+    return f"With run-ahead, against `cloud_optimized`, by round trip: {ratios} (wanted: 0.97)."
 
 
 def bytes_line(curves: dict[str, list[Reading]]) -> str:
@@ -312,6 +324,8 @@ included.
 The bundled pair, greedy. In brackets: target forwards a token, the prompt's included.
 
 {arms}
+
+{alone}
 
 {bytes}
 
@@ -355,6 +369,7 @@ def main() -> None:
         tokens=TOKENS,
         environment=environment(),
         arms=arms_table(curves),
+        alone=run_ahead_line(curves),
         bytes=bytes_line(curves),
         chart=drawing.name,
         target_ms=target_ms,
