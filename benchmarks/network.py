@@ -363,7 +363,7 @@ def main() -> None:
             measured = list(cells(wanted, server.address, options.rtt))
         with serving(DEMO / "target", "--set", "cloud.threads=1") as server:
             curves = arms_over_rtt(server.address)
-    drawing = options.out.with_suffix(".svg")
+    drawing = options.out.with_name(f"{options.out.stem}-arms.svg")
     drawing.write_text(chart(ROUND_TRIPS_MS, curves), encoding="utf-8")
     page = PAGE.format(
         tokens=TOKENS,
