@@ -51,9 +51,7 @@ class SilentHost:
         finally:
             self.sessions -= 1
 
-    async def verify(
-        self, draft: object, arrived_ns: int, deadline_ns: int | None = None
-    ) -> None:
+    async def verify(self, draft: object, arrived_ns: int, deadline_ns: int | None = None) -> None:
         self.asked.set()
         await asyncio.Event().wait()
 
