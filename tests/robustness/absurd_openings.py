@@ -107,6 +107,12 @@ def another_rule(draw: st.DrawFn, opening: pb.OpenSession) -> None:
     opening.verification.gated = draw(st.booleans())
 
 
+def runs_ahead(draw: st.DrawFn, opening: pb.OpenSession) -> None:
+    opening.run_ahead = draw(st.sampled_from((1, 3, 64, 2**31, LARGEST)))
+    if draw(st.booleans()):
+        another_rule(draw, opening)
+
+
 def nothing_set(draw: st.DrawFn, opening: pb.OpenSession) -> None:
     opening.Clear()
 
@@ -120,5 +126,6 @@ SPOILS: dict[str, Spoil] = {
     "strange stop rule": strange_stop,
     "another peer": another_peer,
     "another rule": another_rule,
+    "run-ahead": runs_ahead,
     "nothing set": nothing_set,
 }

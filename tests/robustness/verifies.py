@@ -128,6 +128,16 @@ def beyond_vocabulary(draw: st.DrawFn, place: Place) -> pb.VerifyRequest:
     return request
 
 
+def sent_ahead(draw: st.DrawFn, place: Place) -> pb.VerifyRequest:
+    """Assumes a bonus token, rightly and in its place or not."""
+    request = right_draft(draw, place)
+    start = request.position
+    request.position = max(0, start + draw(st.sampled_from((0, 0, 0, -1, 1, CONTEXT))))
+    right = place.known.sequence[:start][-1]
+    request.assumed_bonus_token_id = draw(st.sampled_from((right, right, right, 0, *BEYOND)))
+    return request
+
+
 def past_context(draw: st.DrawFn, place: Place) -> pb.VerifyRequest:
     request = place.request()
     ids = draw(st.sampled_from((request.draft_token_ids, request.confirmed_token_ids)))
@@ -183,6 +193,7 @@ KINDS: dict[str, tuple[Make, int]] = {
     "repeated step": (repeated_step, 2),
     "repeated id, other draft": (repeated_id_other_draft, 1),
     "token beyond the vocabulary": (beyond_vocabulary, 1),
+    "sent ahead": (sent_ahead, 6),
     "past the context's end": (past_context, 2),
     "too long a draft": (too_long, 1),
     "absurd step id": (absurd_step, 1),
