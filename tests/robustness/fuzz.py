@@ -45,6 +45,8 @@ DEMANDED = (
     "absurd sampling",
     "NaN or infinity",
     "empty draft",
+    "sent ahead",
+    "run-ahead",
     "past the context's end",
     "flood of opens",
     "half-open stream",
