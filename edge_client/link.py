@@ -30,7 +30,8 @@ class Answer:
 
     `elapsed_ns` runs on the client's clock from when the draft was given to be sent to
     `received_ns`, when its verdict had come and been read, on the stream that answered; before
-    it lie `lost_ns` in which lost streams were waited for and `reconnects` times replaced.
+    it, and after the answer before, lie `lost_ns` in which lost streams were waited for and
+    `reconnects` times replaced.
     `serialization_ns` of it went into making bytes of the draft and a verdict of bytes.
     `bytes_up` and `bytes_down` belong to this
     round, the opening of the session to the first. `draft_probabilities_bytes` is the

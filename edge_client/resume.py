@@ -189,13 +189,12 @@ class ResilientCloud:
         self._server = self._connect(self._addresses[0])
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Flight:
-    """Is a draft whose verdict is awaited: first and last sent when."""
+    """Is a draft whose verdict is awaited, and when it was first sent."""
 
     draft: Draft
     first_ns: int
-    last_ns: int
 
 
 class ResumingStream:
@@ -217,13 +216,13 @@ class ResumingStream:
         self._held = [*opening.prompt_token_ids, *opening.generated_token_ids]
         self._reconnects = 0
         self._reopened_ns = 0
+        self._told_ns = 0  # when the last answer came, with the losses before it
         self._left = stack.enter_context(ExitStack())
         self._stream = cloud.enter(opening, self._left, deadline_ns)
 
     def send(self, draft: Draft) -> None:
         """Sends a draft and does not wait; it is sent again if the stream is lost."""
-        now = self._clock()
-        self._flights.append(_Flight(draft, now, now))
+        self._flights.append(_Flight(draft, self._clock()))
         self._stream.send(draft)
 
     def opened(self) -> Opened:
@@ -232,8 +231,7 @@ class ResumingStream:
         opened = self._ask(lambda stream: stream.opened())
         if self._flights:
             return opened  # the verdicts in flight tell what was lost
-        reconnects = self._take_reconnects()
-        lost_ns = self._reopened_ns - started_ns if reconnects else 0
+        reconnects, lost_ns = self._losses(started_ns)
         return replace(opened, reconnects=reconnects, lost_ns=lost_ns)
 
     def arrived(self) -> bool:
@@ -245,22 +243,21 @@ class ResumingStream:
 
         Losses on the way are in it.
         """
-        started_ns = self._clock()
+        asked_ns = self._flights[0].first_ns if self._flights else self._clock()
         answer = self._ask(lambda stream: stream.receive())
+        reconnects, lost_ns = self._losses(asked_ns)
         if isinstance(answer, Ahead):
             self._keep(answer.tokens.position, answer.tokens.token_ids)
-            reconnects = self._take_reconnects()
-            lost_ns = max(0, self._reopened_ns - started_ns) if reconnects else 0
-            return replace(answer, reconnects=reconnects, lost_ns=lost_ns)
-        flight = self._flights.popleft()
-        self._take(flight.draft, answer)
-        lost_ns = flight.last_ns - flight.first_ns
-        return replace(answer, reconnects=self._take_reconnects(), lost_ns=lost_ns)
+        else:
+            self._take(self._flights.popleft().draft, answer)
+        return replace(answer, reconnects=reconnects, lost_ns=lost_ns)
 
-    def _take_reconnects(self) -> int:
-        """Returns the reconnects that nobody was told of yet."""
+    def _losses(self, asked_ns: int) -> tuple[int, int]:
+        """Returns the reconnects nobody was told of yet and the time they took: no time twice."""
         reconnects, self._reconnects = self._reconnects, 0
-        return reconnects
+        lost_ns = self._reopened_ns - max(asked_ns, self._told_ns) if reconnects else 0
+        self._told_ns = self._clock()
+        return reconnects, lost_ns
 
     def _take(self, draft: Draft, answer: Answer) -> None:
         verdict = answer.verdict
@@ -296,5 +293,4 @@ class ResumingStream:
         self._reconnects += 1
         self._reopened_ns = self._clock()
         for flight in self._flights:
-            flight.last_ns = self._clock()
             self._stream.send(flight.draft)

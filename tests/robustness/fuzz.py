@@ -7,6 +7,7 @@ import asyncio
 import random
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,8 @@ DEMANDED = (
     "slow writer",
 )
 """Labels without which a run has not tried what it is for."""
+MORE = 20
+"""How often a tenth more is played while one of them lacks: rare ones come in clusters."""
 FULL = 2**31
 ENOUGH_FAULTS = 20
 
@@ -93,7 +96,10 @@ class Report:
 
 
 def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = None) -> Report:
-    """Plays `total` sequences drawn from seed `number`, while witnesses have their texts made."""
+    """Plays `total` sequences drawn from seed `number`, while witnesses have their texts made.
+
+    More are drawn, of the seeds that follow, until each demanded label was there.
+    """
     report = Report()
     tally = report.tally
     full = references(server.address, openings(8, FULL))
@@ -105,15 +111,6 @@ def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = N
             for known in witnessed
         ]
 
-        @seed(number)
-        @settings(
-            max_examples=-(-total // BATCH),
-            phases=[Phase.generate],
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(st.lists(sequences(full), min_size=BATCH, max_size=BATCH))
         def batch(drawn: list[Sequence]) -> None:
             if len(tally.faults) >= ENOUGH_FAULTS:
                 return
@@ -125,7 +122,11 @@ def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = N
             if progress is not None:
                 progress.update(len(drawn))
 
-        batch()
+        _draw_batches(batch, full, total, number)
+        for more in range(1, MORE + 1):
+            if not tally.untried(DEMANDED):
+                break
+            _draw_batches(batch, full, total // 10, number + more)
         runner.run(player.close())
         for witness in witnesses:
             witness.cancel()
@@ -135,8 +136,28 @@ def fuzz(server: Server, total: int, number: int, progress: tqdm[Any] | None = N
         ]
     tally.faults += last_faults(server)
     report.end_bytes = resident_bytes(server)
-    tally.faults += [f"never tried: {label}" for label in DEMANDED if not tally.labels[label]]
+    tally.faults += [f"never tried: {label}" for label in tally.untried(DEMANDED)]
     return report
+
+
+def _draw_batches(
+    batch: Callable[[list[Sequence]], None], texts: list[Known], total: int, number: int
+) -> None:
+    """Has `total` sequences or a few more played, those of seed `number`."""
+
+    @seed(number)
+    @settings(
+        max_examples=-(-total // BATCH),
+        phases=[Phase.generate],
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(sequences(texts), min_size=BATCH, max_size=BATCH))
+    def run(drawn: list[Sequence]) -> None:
+        batch(drawn)
+
+    run()
 
 
 async def _player(server: Server, tally: Tally) -> Player:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tests.robustness.sequences import Sequence
@@ -35,6 +36,9 @@ class Tally:
     outcomes: Counter[str] = field(default_factory=Counter)
     labels: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
+
+    def untried(self, labels: Iterable[str]) -> list[str]:
+        return [label for label in labels if not self.labels[label]]
 
     def status(self, name: str, details: str, sequence: Sequence) -> None:
         self.statuses[name] += 1

@@ -1,4 +1,4 @@
-"""The short form of the fuzzing: the same sequences each time (`make fuzz` for the long one)."""
+"""The short form of the fuzzing: one seed, or as many as try everything (`make fuzz` is long)."""
 
 from __future__ import annotations
 

@@ -344,6 +344,23 @@ def test_losses_while_a_draft_is_in_flight_are_told_with_its_verdict_alone() -> 
     assert (answer.reconnects, answer.lost_ns) == (1, round(time.slept[0] * SECOND))
 
 
+def test_no_second_of_an_outage_is_told_twice_with_two_drafts_in_flight() -> None:
+    gone = UnavailableError("gone")
+    world, time = World(deque([gone, None, gone])), Time()
+    with resilient(world, time, reconnect_s=1e6).open(
+        OpenSession(PEER, PROMPT, GREEDY, STOP)
+    ) as stream:
+        stream.send(Draft(1, 3, 0, TRUTH[:2]))
+        time.now += SECOND
+        stream.send(Draft(2, 5, 0, TRUTH[2:6], assumed_bonus_token_id=TRUTH[2]))
+        first = stream.receive()
+        time.now += SECOND
+        second = stream.receive()
+    waits = [round(slept * SECOND) for slept in time.slept]
+    assert (first.reconnects, first.lost_ns) == (1, SECOND + waits[0])  # asking since it was sent
+    assert (second.reconnects, second.lost_ns) == (1, SECOND + waits[1])  # since the first verdict
+
+
 def test_the_wait_grows_is_jittered_and_each_server_has_its_turn() -> None:
     for dice, factor in ((0.0, 0.5), (1.0, 1.0)):
         world, time = World(deque([UnavailableError("gone")] * 18)), Time()
