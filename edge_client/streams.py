@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
@@ -131,9 +132,12 @@ class SessionStream:
         self._is_opened = True
         return Opened(self._opening_bytes, arrival.size)
 
-    def arrived(self) -> bool:
-        """Whether `receive` would not wait long: a verdict is here, or whatever ended the call."""
-        waiting = self._responses.waiting()
+    def arrived(self, within_s: float = 0.0) -> bool:
+        """Whether `receive` would not wait long: a verdict is here, or whatever ended the call.
+
+        Where nothing is, the next response of any kind is waited for so long.
+        """
+        waiting = self._responses.waiting(within_s)
         return waiting > (0 if self._is_opened else 1) or (waiting > 0 and self._responses.ended)
 
     def receive(self) -> Answer | Ahead:
@@ -210,6 +214,7 @@ class Responses(Generic[Value]):
         self._timeout_s = timeout_s
         self._clock = clock
         self._arrivals: queue.SimpleQueue[Arrival[Value] | Exception | None] = queue.SimpleQueue()
+        self._first: tuple[Arrival[Value] | Exception | None] | None = None  # seen, not taken
         self._begun = False
         self.ended = False
         """Whether the last of them has arrived."""
@@ -227,20 +232,27 @@ class Responses(Generic[Value]):
         if kind is not None:
             self._call.cancel()
 
-    def waiting(self) -> int:
-        """Returns how many have arrived and were not taken; the end of the call is one, too."""
-        return self._arrivals.qsize()
+    def waiting(self, within_s: float) -> int:
+        """Returns how many have arrived and were not taken; the end of the call is one, too.
+
+        Waits at most so long for the first of them.
+        """
+        if within_s and self._first is None:
+            with suppress(queue.Empty):
+                self._first = (self._arrivals.get(timeout=within_s),)
+        return self._arrivals.qsize() + (self._first is not None)
 
     def next(self) -> Arrival[Value] | None:
         """Waits for the next response; None when the call has ended with OK."""
         try:
-            arrival = self._arrivals.get(timeout=self._timeout_s)
+            (arrival,) = self._first or (self._arrivals.get(timeout=self._timeout_s),)
         except queue.Empty:
             self._call.cancel()
             raise DeadlineError(
                 f"server {self.address} gave no answer within {self._timeout_s:g} s; "
                 "is it overloaded? network.round_timeout_s says how long to wait"
             ) from None
+        self._first = None
         if isinstance(arrival, grpc.RpcError):
             raise error_from_call(arrival, self.address, begun=self._begun) from arrival
         if isinstance(arrival, DecodeError):
