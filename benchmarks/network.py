@@ -43,8 +43,8 @@ PAGE = """# The network, hidden where it can be
 
 Made by `python -m benchmarks.network`: one server, one client, one torch thread each, and the relay
 between them. Texts of {tokens} tokens. Speeds are tokens a second of whole texts, the first round
-trip included: medians of {arm_turns} texts for the arms, of {turns} for the grid, which took turns
-with those they are held against. A pace that adapts had written one text before.
+trip included: medians of {arm_turns} turns for the arms, means of {turns} texts for the grid, which
+took turns with what they are held against. A pace that adapts had written one text before.
 
 {environment}
 
@@ -65,7 +65,7 @@ The bundled pair, greedy. In brackets: target forwards a token, the prompt's inc
 A target of {target_ms:.1f} ms a step, and drafts of it whose step is set by their width and whose
 acceptance by noise on their weights; temperature 1. All settings of a cell write the same text, so
 guesses are right in the same places. Fixed settings are γ of {lengths}, waited for
-or sent up to {ahead} ahead: the best of each kind was found by one text each, and timed again.
+or sent up to {ahead} ahead: the best of each kind was found over one text, and timed over others.
 Those the closed form puts below {worth} of the best of their kind were not run. Draft steps as
 measured: {steps}.
 
