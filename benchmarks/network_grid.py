@@ -23,7 +23,7 @@ ACCEPTANCES = (0.6, 0.8, 0.9)
 LENGTHS = (0, 1, 2, 4, 8, 16)
 WORTH_TRYING = 0.75
 """Settings that the closed form puts below so much of its best are not run."""
-TURNS = 5
+TURNS = 4
 """Texts that a figure is the mean of, each written in turns by all that are held against it."""
 
 
