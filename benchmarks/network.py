@@ -44,7 +44,7 @@ PAGE = """# The network, hidden where it can be
 Made by `python -m benchmarks.network`: one server, one client, one torch thread each, and the relay
 between them. Texts of {tokens} tokens. Speeds are tokens a second of whole texts, the first round
 trip included: medians of {arm_turns} turns for the arms, means of {turns} texts for the grid, which
-took turns with what they are held against. A pace that adapts had written one text before.
+took turns with what they are held against. A pace that adapts had written {taught} before.
 
 {environment}
 
@@ -99,6 +99,7 @@ def main() -> None:
     page = PAGE.format(
         tokens=TOKENS,
         turns=network_grid.TURNS,
+        taught=network_grid.TAUGHT,
         arm_turns=network_arms.TURNS,
         environment=environment(),
         arms=arms_table(curves),

@@ -23,6 +23,8 @@ ACCEPTANCES = (0.6, 0.8, 0.9)
 LENGTHS = (0, 1, 2, 4, 8, 16)
 WORTH_TRYING = 0.75
 """Settings that the closed form puts below so much of its best are not run."""
+TAUGHT = 3
+"""Texts that a pace that adapts has written before: a long draft makes a text of a few rounds."""
 TURNS = 4
 """Texts that a figure is the mean of, each written in turns by all that are held against it."""
 
@@ -118,7 +120,8 @@ def cells(
                 for ahead in (False, True)
             )
             own = adaptive()
-            made.paced(own)  # which teaches it
+            for _ in range(TAUGHT):
+                made.paced(own)
             paces = (waiting.pace(), sending.pace(), own)
             turns = [
                 [made.paced(pace, sampling).tokens_per_s for pace in paces]
