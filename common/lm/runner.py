@@ -10,7 +10,8 @@ from transformers import PreTrainedModel
 
 from common.errors import InternalError
 from common.lm import compatibility
-from common.lm.attention import NAME, RaggedStep, Span, current_step
+from common.lm.attention import NAME, Span
+from common.lm.execution import CompileMode, Execution
 from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel, twin
 from common.lm.segments import Segment
@@ -21,13 +22,18 @@ __all__ = ["LanguageModel", "Segment"]
 class LanguageModel:
     """Runs a model over the tokens of many sessions, packed into one row without padding."""
 
-    def __init__(self, loaded: LoadedModel, cache_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, cache_tokens: int, compile_mode: CompileMode = "off"
+    ) -> None:
         """Makes the cache and proves the architecture; raises ModelError when it cannot be served.
 
-        `cache_tokens` is the budget of the key/value cache over all sessions.
+        `cache_tokens` is the budget of the key/value cache over all sessions. `compile_mode` off
+        runs transformers' module as it is; auto and on run it with our kernels, ConfigError if on
+        cannot be had (see execution.py).
         """
         self.loaded = loaded
         self._module = twin(loaded.model, NAME)
+        self.execution = Execution(self._module, loaded, compile_mode)
         layers = compatibility.observe_layers(loaded, self._module)
         self.cache = KVCache(layers, cache_tokens, loaded.dtype, loaded.device)
         compatibility.probe(self)
@@ -41,6 +47,14 @@ class LanguageModel:
     def stock(self) -> PreTrainedModel:
         """The unmodified transformers module over the same weights, for `generate`."""
         return self.loaded.model
+
+    def compile(self) -> None:
+        """Compiles the graphs, unless the mode is off; the module serves meanwhile.
+
+        From then on it serves as a graph, or why not is in `execution.note`. Raises ConfigError
+        when the mode is on and there is none.
+        """
+        self.execution.compile(self.cache)
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.
@@ -77,17 +91,13 @@ class LanguageModel:
             positions.extend(range(segment.position, segment.position + stop - start))
             wanted.extend(range(stop - segment.num_logits, stop))
         device = self.loaded.device
-        rows = torch.tensor(wanted, dtype=torch.long, device=device)
-        with current_step(RaggedStep(cache, spans)):
-            output = self._module(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=False,
-                logits_to_keep=rows,
-            )
-        logits: Tensor = output.logits[0]
-        if len(logits) != len(wanted):  # the architecture ignores logits_to_keep
-            logits = logits[rows]
+        logits = self.execution.run(
+            cache,
+            spans,
+            torch.tensor([tokens], device=device),
+            torch.tensor([positions], device=device),
+            torch.tensor(wanted, dtype=torch.long, device=device),
+        )
         return logits[:, : self.loaded.vocab_size]
 
     def _check(self, cache: KVCache, segments: Sequence[Segment]) -> None:
