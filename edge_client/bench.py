@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,6 +19,7 @@ from edge_client.app import assemble, sampling_params, stop_params
 from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.manifest import read_manifest
 from edge_client.experiments.runner import BenchPlan, run_bench
 from edge_client.experiments.trace import GENERATIONS
 from edge_client.relay.process import linked
@@ -32,7 +33,7 @@ class BenchOptions:
     """Is what the command line asks for.
 
     `score` has the target judge every text; `link` names the profile of a relay to the server;
-    `trace` asks for trace.json.
+    `trace` asks for trace.json; `resume` is the directory of a run to be taken up.
     """
 
     draft: str
@@ -45,19 +46,24 @@ class BenchOptions:
     score: bool
     link: str | None
     trace: bool
+    resume: Path | None
 
 
 def bench(options: BenchOptions, config: Config) -> int:
     """Runs the command: the table on stdout, records, summary and report in the directory."""
+    sampling = sampling_params(config.decoding)
+    if options.resume is not None and config.decoding.seed is None:
+        sampling = replace(sampling, seed=read_manifest(options.resume).seed)
     plan = BenchPlan(
         prompts=options.prompts,
-        sampling=sampling_params(config.decoding),
+        sampling=sampling,
         stop=stop_params(config.decoding),
         out=options.out,
         limit=options.limit,
         repeats=options.repeats,
         rule=rule_of(config),
         trace=options.trace,
+        resume=options.resume,
     )
     splits = SPLIT in options.arms
     if splits:

@@ -82,6 +82,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             score=options.score,
             link=options.link,
             trace=options.trace,
+            resume=options.resume,
         ),
         config,
     )
@@ -185,7 +186,14 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--repeats", type=_positive, default=1, metavar="R", help="default: %(default)s"
     )
-    bench.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the time of day")
+    where = bench.add_mutually_exclusive_group()
+    where.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the time of day")
+    where.add_argument(
+        "--resume",
+        type=Path,
+        metavar="DIR",
+        help="take up a run that was interrupted, by its own command; what is whole is kept",
+    )
     bench.add_argument(
         "--score",
         action="store_true",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from common.errors import InternalError, OutriderError
@@ -17,6 +17,9 @@ from edge_client.rule import Rule
 from edge_client.steps import Step
 
 NOT_RUN = "NOT_RUN"  # the reason of a turn that could not be asked, for one before it had failed
+Place = tuple[str, int, str, int]
+"""Where a record belongs: prompt, turn, arm, repeat."""
+
 _WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})
 _WITHOUT_TARGET = frozenset({"edge"})
 
@@ -56,29 +59,41 @@ class Execution:
             steps = list(arm.run(self._request(self.prompts[0].encode(self.encoder))))
             note(columns(steps, [0] * len(steps)))
 
-    def records(self, announce: Callable[[str], None]) -> Iterator[Record]:
+    def records(
+        self, announce: Callable[[str], None], done: Mapping[Place, Record] | None = None
+    ) -> Iterator[Record]:
         """Yields a record for each generation, the arms of a prompt in balanced order.
 
-        `announce` hears what is about to run.
+        `announce` hears what is about to run; what is `done` already is not run again.
         """
-        began = self.clock()
+        done = done or {}
+        began = self.clock() - _elapsed_ns(done.values())
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
         for repeat in range(self.repeats):
             for prompt in self.prompts:
                 for index in next(orders):
-                    announce(f"{names[index]} {prompt.prompt_id}")
-                    for record in self._conversation(prompt, names[index], repeat, order, began):
-                        yield record
-                        order += 1
+                    arm = names[index]
+                    turns = [(prompt.prompt_id, turn, arm, repeat) for turn in turns_of(prompt)]
+                    known = [done[turn] for turn in turns if turn in done]
+                    if len(known) < len(turns):
+                        announce(f"{arm} {prompt.prompt_id}")
+                        yield from self._conversation(prompt, arm, repeat, order, began, known)
+                    order += len(turns)
 
     def _conversation(
-        self, prompt: Prompt, arm: str, repeat: int, order: int, began: int
+        self,
+        prompt: Prompt,
+        arm: str,
+        repeat: int,
+        order: int,
+        began: int,
+        known: Sequence[Record],
     ) -> Iterator[Record]:
-        """Yields a record a turn; after a failed turn the others cannot be asked."""
-        answers: list[str] = []
-        for turn in range(len(prompt.turns)):
+        """Yields a record a turn, those after the `known`; none can be asked after a failed one."""
+        answers = [record.text or "" for record in known]
+        for turn in turns_of(prompt)[len(known) :]:
             unit = self._unit(prompt, arm, turn, repeat, order + turn)
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
@@ -137,3 +152,30 @@ class Execution:
             target_dtype=None if arm in _WITHOUT_TARGET else self.target_dtype,
             verification=self.rules.get(arm),
         )
+
+
+def place_of(record: Record) -> Place:
+    """Returns where a record belongs in its run."""
+    return record.prompt_id, record.turn, record.arm, record.repeat
+
+
+def turns_of(prompt: Prompt) -> range:
+    """Returns the turns of a prompt, from 0."""
+    return range(len(prompt.turns))
+
+
+def whole(records: Iterable[Record]) -> dict[Place, Record]:
+    """Returns what need not be run again: each conversation up to its first failure or gap."""
+    found = {place_of(record): record for record in records if record.error is None}
+
+    def follows(place: Place) -> bool:
+        prompt_id, turn, arm, repeat = place
+        return all((prompt_id, before, arm, repeat) in found for before in range(turn))
+
+    kept = {place: record for place, record in found.items() if follows(place)}
+    return dict(sorted(kept.items(), key=lambda item: item[1].order))
+
+
+def _elapsed_ns(done: Iterable[Record]) -> int:
+    """Returns how long the run had gone on when the last of these ended."""
+    return round(1e9 * max(((r.started_s or 0) + (r.e2e_s or 0) for r in done), default=0))

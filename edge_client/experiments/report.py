@@ -11,6 +11,7 @@ from jinja2 import Environment, StrictUndefined
 
 from edge_client.experiments import charts
 from edge_client.experiments.comparison import paired_ratios
+from edge_client.experiments.differences import flatten
 from edge_client.experiments.figures import (
     SPLIT,
     all_identical,
@@ -102,27 +103,6 @@ def exchanges(
             if found:
                 replies = tuple(_reply(record, reference) for record in found)
                 yield Exchange(prompt.prompt_id, prompt.category, question, replies)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields nested settings as dotted names with their values in words."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _in_words(value)
-
-
-def _in_words(value: object) -> str:
-    if value is None:
-        return "not known"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple | dict):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
 
 
 def _reply(record: Record, reference: Record | None) -> Reply:

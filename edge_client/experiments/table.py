@@ -59,6 +59,8 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         found.append(
             f"INTERRUPTED: {summary['records']} of {summary['planned_records']} generations"
         )
+    machine = summary["environment"].get("machine") or {}
+    found += [f"MACHINE: {noticed}" for noticed in machine.get("noticed", ())]
     failed = sum(numbers["errors"] for numbers in summary["arms"].values())
     if failed:
         found.append(f"FAILED: {failed} of {summary['records']} generations ended in an error")

@@ -266,6 +266,35 @@ def test_an_interrupted_bench_keeps_whole_records_and_a_summary(
     assert json.loads((out / "summary.json").read_text())["interrupted"] is True
 
 
+def test_a_bench_killed_half_way_and_resumed_is_as_one_that_was_not(
+    server: Server, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 6)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    flags = bench_flags(server, tiny_pair, prompts, killed)
+    flags[flags.index("speculative")] = "cloud_optimized,speculative"
+    with edge_running(*flags, "--seed", "5") as bench:
+        wait_for_records(killed, 5, bench)
+        bench.kill()
+        bench.wait()
+    assert not (killed / "summary.json").exists()
+    before = (killed / "records.jsonl").read_text().splitlines()
+    flags[flags.index("--out")] = "--resume"
+    edge(*flags)  # without a seed: the run's own
+    after = (killed / "records.jsonl").read_text().splitlines()
+    assert 5 <= len(before) < len(after) == 12
+    assert set(before[:5]) <= set(after)
+    flags[flags.index("--resume") : flags.index("--resume") + 2] = ["--out", str(whole)]
+    edge(*flags, "--seed", "5")
+    one, other = (json.loads((out / "summary.json").read_text()) for out in (killed, whole))
+    assert one["interrupted"] is other["interrupted"] is False
+    for name in ("records", "prompts", "exact_match", "agreement", "bootstrap"):
+        assert one[name] == other[name]
+    for arm in one["arms"]:
+        told = [summary["arms"][arm]["num_output_tokens"] for summary in (one, other)]
+        assert told[0] == told[1] == 6 * 60
+
+
 def test_generate_when_the_server_is_not_there(tiny_pair: Pair) -> None:
     done = edge(
         "generate", "--server", "127.0.0.1:9", "--draft", str(tiny_pair.draft), "--prompt", "x",

@@ -16,6 +16,7 @@ import pytest
 from common.errors import HandshakeError, PromptError, UnavailableError, UsageError
 from common.types import FinishReason, SamplingParams, StopParams
 from edge_client.arms import GenerationRequest
+from edge_client.experiments.machine_watch import Reading
 from edge_client.experiments.runner import BenchPlan, BenchResult, run_bench
 from edge_client.steps import Step
 from tests.unit.experiments.fakes import FakeArm, FakeClock, FakeEncoder, piece, streamed, verified
@@ -55,12 +56,15 @@ class Bench:
         repeats: int = 1,
         out: Path | None = None,
         trace: bool = False,
+        resume: Path | None = None,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
         played = SCRIPTS | (scripts or {})
         self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in NAMES}
+        named: dict[str, Any] = {"environment": {"device": "cpu"}, "machine": lambda: Reading(2)}
+        named |= more
         return run_bench(
             BenchPlan(
                 prompts=file,
@@ -70,16 +74,16 @@ class Bench:
                 limit=limit,
                 repeats=repeats,
                 trace=trace,
+                resume=resume,
             ),
             list(self.arms.values()),
             FakeEncoder(),
             context_length=context_length,
             draft_dtype="float32",
             target_dtype="float32",
-            environment={"device": "cpu"},
             clock=self.clock,
             stderr=self.stderr,
-            **more,
+            **named,
         )
 
     @property
@@ -111,6 +115,7 @@ def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
     assert sorted(p.name for p in bench.out.iterdir()) == [
         "records.jsonl",
         "report.html",
+        "run.json",
         "summary.json",
     ]
 
