@@ -13,10 +13,11 @@ from pathlib import Path
 from types import FrameType
 
 from common.config import Config
-from common.errors import OutriderError
+from common.errors import OutriderError, UsageError
 from common.lm.precision import dtype_name
 from edge_client.app import assemble, sampling_params, stop_params
 from edge_client.credentials import refuse_clear_token
+from edge_client.experiments.again import Again
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.manifest import read_manifest
@@ -33,7 +34,8 @@ class BenchOptions:
     """Is what the command line asks for.
 
     `score` has the target judge every text; `link` names the profile of a relay to the server;
-    `trace` asks for trace.json; `resume` is the directory of a run to be taken up.
+    `trace` asks for trace.json; `resume` is the directory of a run to be taken up; `again`
+    names arms that also run under a second name, as a check of the measurement itself.
     """
 
     draft: str
@@ -47,6 +49,7 @@ class BenchOptions:
     link: str | None
     trace: bool
     resume: Path | None
+    again: Sequence[str]
 
 
 def bench(options: BenchOptions, config: Config) -> int:
@@ -65,6 +68,9 @@ def bench(options: BenchOptions, config: Config) -> int:
         trace=options.trace,
         resume=options.resume,
     )
+    for name in options.again:
+        if name not in options.arms:
+            raise UsageError(f"--self-check {name}: name it with --arms too")
     splits = SPLIT in options.arms
     if splits:
         warn_of_losses(plan.rule)
@@ -81,7 +87,7 @@ def bench(options: BenchOptions, config: Config) -> int:
         warn_of_dtypes(draft_dtype, target_dtype)
         result = run_bench(
             plan,
-            list(parts.arms.values()),
+            [*parts.arms.values(), *(Again(parts.arms[name]) for name in options.again)],
             parts.encoder,
             context_length=parts.context_length,
             draft_dtype=draft_dtype,

@@ -83,6 +83,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             link=options.link,
             trace=options.trace,
             resume=options.resume,
+            again=options.self_check,
         ),
         config,
     )
@@ -118,6 +119,12 @@ def _plan(options: argparse.Namespace, config: Config) -> int:
         ),
         config,
     )
+
+
+def _compare(options: argparse.Namespace, config: Config) -> int:
+    from edge_client.compare import compare
+
+    return compare(options.runs, as_json=options.json)
 
 
 def _check(options: argparse.Namespace, config: Config) -> int:
@@ -208,7 +215,24 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--trace", action="store_true", help="write trace.json too, for Perfetto (first repeat)"
     )
+    bench.add_argument(
+        "--self-check",
+        action="append",
+        default=[],
+        choices=ARM_NAMES,
+        metavar="ARM",
+        help="run this arm under a second name too: the two must come out alike; may be repeated",
+    )
     bench.set_defaults(run=_bench)
+
+    compare = commands.add_parser(
+        "compare", parents=[_shared()], help="set runs of bench side by side"
+    )
+    compare.add_argument(
+        "runs", nargs="+", type=Path, metavar="DIR", help="what bench wrote; the first is the base"
+    )
+    compare.add_argument("--json", action="store_true", help="print one JSON object instead")
+    compare.set_defaults(run=_compare)
 
     ping = commands.add_parser(
         "ping", parents=[_shared(), _server()], help="measure idle round trips"

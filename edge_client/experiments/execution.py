@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from common.errors import InternalError, OutriderError
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
+from edge_client.experiments.again import kind_of
 from edge_client.experiments.columns import StepColumns, columns
 from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
@@ -148,9 +149,9 @@ class Execution:
             order=order,
             seed=self.sampling.seed,
             temperature=self.sampling.temperature,
-            draft_dtype=None if arm in _WITHOUT_DRAFT else self.draft_dtype,
-            target_dtype=None if arm in _WITHOUT_TARGET else self.target_dtype,
-            verification=self.rules.get(arm),
+            draft_dtype=None if kind_of(arm) in _WITHOUT_DRAFT else self.draft_dtype,
+            target_dtype=None if kind_of(arm) in _WITHOUT_TARGET else self.target_dtype,
+            verification=self.rules.get(kind_of(arm)),
         )
 
 

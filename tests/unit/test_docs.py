@@ -206,7 +206,10 @@ def test_every_program_shows_every_sub_command() -> None:
     """A command nobody documents is a command nobody knows."""
     shown = {tuple(shlex.split(found.said)[:2]) for found in _commands()}
     wanted = {("outrider-cloud", name) for name in ("serve", "check")}
-    wanted |= {("outrider-edge", name) for name in ("generate", "bench", "ping", "plan", "check")}
+    wanted |= {
+        ("outrider-edge", name)
+        for name in ("generate", "bench", "compare", "ping", "plan", "check")
+    }
     assert wanted <= shown
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from edge_client.experiments.calibration import Calibration
 from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.environment import describe_environment
 from edge_client.experiments.forecast_table import as_json
+from edge_client.experiments.machine_watch import MachineWatch, Reading
 from edge_client.experiments.records import Record
 from edge_client.experiments.rows import arm_rows
+from edge_client.experiments.side_by_side import Run, side_by_side
 from edge_client.forecast import forecast
-from tests.unit.experiments.test_report import run, summary_of
+from tests.unit.experiments.test_report import ARMS, run, summary_of
 
 METHODS = (Path(__file__).parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
 DEFINED = {
@@ -43,9 +46,37 @@ def keys(value: Any, skip: frozenset[str]) -> Iterator[str]:
 
 def test_every_field_of_a_summary_is_defined() -> None:
     environment = describe_environment(config=Config(), precision={}, draft=None, server=None)
-    summary = summary_of(run(tokens=(1, 9)), environment=environment | {"idle_rtt_ms": None})
+    watch = MachineWatch(lambda: Reading(2), lambda: 0)
+    watch.sample("before")
+    environment |= {"idle_rtt_ms": None, "resumed_at": [], "machine": watch.told()}
+    records = [replace(r, category="a") for r in run(tokens=(1, 9))]
+    records += [replace(r, arm="cloud_again") for r in records if r.arm == "cloud"]
+    arms = (*ARMS, "cloud_again")
+    summary = summary_of(records, arms, environment=environment)
+    assert summary["self_checks"]
+    summary["categories"] = summary["categories"]["a"]
     names_of_others = frozenset({"versions", "precision", "configuration", "finish_reasons"})
+    summary["arms"] = list(summary["arms"].values())
+    for part in (summary, summary["categories"]):
+        part["ratios"] = [of for arm in part["ratios"].values() for of in arm.values()]
+    summary["categories"]["arms"] = list(summary["categories"]["arms"].values())
+    summary["agreement"] = list(summary["agreement"].values())
     assert set(keys(summary, names_of_others)) <= DEFINED
+
+
+def test_every_field_of_a_comparison_is_defined() -> None:
+    compared = side_by_side(
+        [Run("a", summary_of(run(), environment={"x": n}), run()) for n in "12"]
+    )
+    part = METHODS.partition("## Side by side")[2].partition("\n## ")[0]
+    defined = {name for span in re.findall(r"`([^`]+)`", part) for name in re.findall(r"\w+", span)}
+    arms = frozenset({"edge", "cloud", "cloud_optimized", "speculative"})
+    told = {"against_first": compared["against_first"]["cloud"], "arms": compared["arms"]["cloud"]}
+    names = set(keys(compared | told, frozenset())) - arms
+    assert names - {"value", "ci95", "mean", "p50", "p95", "p99"} - RATIOS <= defined
+
+
+RATIOS = frozenset({"median", "geometric_mean"})  # defined where the summary's ratios are
 
 
 def test_every_row_of_the_table_is_defined() -> None:

@@ -142,9 +142,10 @@ def test_rows_of_the_table() -> None:
     rows = {row.label: row.cells for row in arm_rows(summary_of(run()))}
     assert list(rows) == [
         "tokens/s",
-        "TTFT",
-        "TPOT",
-        "acceptance",
+        "TTFT median / mean",
+        "TPOT median / mean",
+        "e2e median / mean",
+        "acceptance pooled / by prompt",
         "mean accepted length",
         "round trip p50 / p95",
         "wasted guesses",
@@ -161,8 +162,9 @@ def test_rows_of_the_table() -> None:
         "cloud_optimized": "6/6",
         "speculative": "6/6",
     }
-    assert rows["acceptance"]["cloud"] == "–"
-    assert rows["acceptance"]["speculative"] == "0.50"
+    assert rows["acceptance pooled / by prompt"]["cloud"] == "–"
+    assert rows["acceptance pooled / by prompt"]["speculative"] == "0.50 / 0.50"
+    assert rows["e2e median / mean"]["speculative"] == "12.5 / 12.5"
     assert rows["network"]["edge"] == "–"
 
 
