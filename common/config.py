@@ -144,7 +144,7 @@ class SideLimits(Section):
     """States what one end may use; None: whatever the machine grants."""
 
     cpu_cores: Annotated[float, Field(gt=0)] | None = None
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(ge=0.5)] | None = None  # the libraries alone need most of it
 
 
 class LimitsSection(Section):
@@ -184,10 +184,6 @@ class Config(Section):
 # are refused by name, so that nobody measures something else than they asked for.
 _BUILT: Mapping[str, tuple[object, ...]] = {
     "engine.compile": ("auto", "off"),
-    "limits.edge.cpu_cores": (None,),
-    "limits.edge.memory_gb": (None,),
-    "limits.cloud.cpu_cores": (None,),
-    "limits.cloud.memory_gb": (None,),
 }
 
 

@@ -6,7 +6,7 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,13 @@ from types import FrameType
 from common.config import Config
 from common.errors import OutriderError, UsageError
 from common.lm.precision import dtype_name
-from edge_client.app import assemble, sampling_params, stop_params
+from common.machine.usage import BOOT, Usage, boot, read_usage
+from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
 from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.again import Again
 from edge_client.experiments.environment import ModelFacts, describe_environment
 from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.machine_watch import read_machine
 from edge_client.experiments.manifest import read_manifest
 from edge_client.experiments.runner import BenchPlan, run_bench
 from edge_client.experiments.trace import GENERATIONS
@@ -80,6 +82,7 @@ def bench(options: BenchOptions, config: Config) -> int:
     with (
         _way(options, config) as servers,
         assemble(config, draft=options.draft, servers=servers, arms=options.arms) as parts,
+        _watching(parts, config, servers) as watched,
     ):
         loaded = parts.model.loaded
         draft_dtype = dtype_name(parts.model.dtype)
@@ -107,6 +110,8 @@ def bench(options: BenchOptions, config: Config) -> int:
                 link=options.link,
             ),
             echo=None if parts.cloud is None else parts.cloud.echo,
+            machine=lambda: read_machine(lambda: _server_cpu_s(watched)),
+            usage=lambda: (read_usage(), _server_usage(watched)),
             interrupted=_heed_ctrl_c(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
@@ -122,6 +127,35 @@ def bench(options: BenchOptions, config: Config) -> int:
     for problem in result.problems:
         note(f"outrider-edge: {problem}")
     return result.exit_code
+
+
+def _watching(
+    parts: Assembly, config: Config, servers: Sequence[str]
+) -> AbstractContextManager[ResilientCloud | None]:
+    """Makes a way of its own to ask what a server has used: it changes nothing for the arms."""
+    return nullcontext() if parts.cloud is None else connect(config, servers)
+
+
+def _server_usage(cloud: ResilientCloud | None) -> Usage | None:
+    """Asks what the server has used; None without one, or when it does not answer."""
+    try:
+        return None if cloud is None else Usage.from_texts(cloud.info().environment)
+    except OutriderError:
+        return None
+
+
+def _server_cpu_s(cloud: ResilientCloud | None) -> float | None:
+    """Returns the processor time of a server on this machine: 0 elsewhere, None if not known."""
+    if cloud is None:
+        return 0.0
+    try:
+        told = cloud.info().environment
+    except OutriderError:
+        return None
+    here = boot()
+    if BOOT not in told or here is None:
+        return None
+    return Usage.from_texts(told).cpu_s if told[BOOT] == here else 0.0
 
 
 def _heed_ctrl_c() -> Callable[[], bool]:

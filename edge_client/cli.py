@@ -14,6 +14,7 @@ from pathlib import Path
 from common import config as configuration
 from common.config import Config
 from common.errors import OutriderError
+from common.machine.limits import enforce, is_out_of_memory
 from edge_client.arms import ARM_NAMES
 
 PROGRAM = "outrider-edge"
@@ -28,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its notices would stand among our lines
     try:
-        return int(options.run(options, _configuration(options)))
+        config = _configuration(options)
+        enforce(config.limits.edge)  # before torch is imported, which counts its processors
+        return int(options.run(options, config))
     except OutriderError as error:
         return _fail(options, error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -38,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _fail(options, 1, "whoever read the output went away")
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(options, 2, f"out of memory ({error}); raise limits.edge.memory_gb")
         return _fail(options, 1, f"{type(error).__name__}: {error} (run with --debug for more)")
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from common.machine.granted import granted_cores, granted_memory
+from common.machine.usage import PREFIX
 from common.types import ServerInfo
-from edge_client.experiments.granted import granted_cores, granted_memory
 
 PACKAGES = (
     *("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy"),
@@ -123,7 +124,11 @@ def _server(server: ServerInfo) -> dict[str, Any]:
         "protocol_version": server.protocol_version,
         "device": server.device,
         "precision": dict(server.precision),
-        "environment": dict(server.environment),
+        "environment": {
+            name: text
+            for name, text in server.environment.items()
+            if not name.startswith(PREFIX)  # of the moment, and no part of what it runs on
+        },
         "context_length": server.context_length,
         "limits": {
             "max_sessions": server.max_sessions,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from common.errors import InternalError, OutriderError
+from common.machine.limits import is_out_of_memory
 from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
 from edge_client.experiments.again import kind_of
@@ -14,10 +15,14 @@ from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.quality import Quality, QualityMetrics
 from edge_client.experiments.records import Record, Unit, error_record, record_from_steps
+from edge_client.experiments.resources import Meter, ReadUsage
 from edge_client.rule import Rule
 from edge_client.steps import Step
 
 NOT_RUN = "NOT_RUN"  # the reason of a turn that could not be asked, for one before it had failed
+OUT_OF_MEMORY = "OUT_OF_MEMORY"  # the reason of the generation that ended its arm
+_BEYOND = "the edge may not use so much; raise limits.edge.memory_gb, or ask for less"
+
 Place = tuple[str, int, str, int]
 """Where a record belongs: prompt, turn, arm, repeat."""
 
@@ -30,7 +35,8 @@ class Execution:
     """Is everything that the generations of one run share.
 
     `rules` has the rule of each arm that verifies; `metrics` None leaves texts
-    uncompared with their references; `clock` returns nanoseconds of one monotonic clock.
+    uncompared with their references; `usage` reads what both processes have used;
+    `clock` returns nanoseconds of one monotonic clock.
     """
 
     run_id: str
@@ -45,6 +51,7 @@ class Execution:
     clock: Callable[[], int]
     rules: Mapping[str, Rule] = field(default_factory=dict)
     metrics: QualityMetrics | None = None
+    usage: ReadUsage | None = None
 
     @property
     def planned_records(self) -> int:
@@ -69,6 +76,8 @@ class Execution:
         """
         done = done or {}
         began = self.clock() - _elapsed_ns(done.values())
+        meter = Meter(self.usage)
+        ended: set[str] = set()
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
@@ -80,7 +89,13 @@ class Execution:
                     known = [done[turn] for turn in turns if turn in done]
                     if len(known) < len(turns):
                         announce(f"{arm} {prompt.prompt_id}")
-                        yield from self._conversation(prompt, arm, repeat, order, began, known)
+                        meter.start()
+                        for record in self._conversation(
+                            prompt, arm, repeat, order, began, known, arm in ended
+                        ):
+                            if (record.error or "").startswith(f"{OUT_OF_MEMORY}:"):
+                                ended.add(arm)
+                            yield replace(record, **({} if record.error else meter.used()))
                     order += len(turns)
 
     def _conversation(
@@ -91,11 +106,18 @@ class Execution:
         order: int,
         began: int,
         known: Sequence[Record],
+        ended: bool,
     ) -> Iterator[Record]:
-        """Yields a record a turn, those after the `known`; none can be asked after a failed one."""
+        """Yields a record a turn, those after the `known`; none can be asked after a failed one.
+
+        Nor any of an arm that has `ended`.
+        """
         answers = [record.text or "" for record in known]
         for turn in turns_of(prompt)[len(known) :]:
             unit = self._unit(prompt, arm, turn, repeat, order + turn)
+            if ended:
+                yield error_record(unit, None, f"{NOT_RUN}: the arm {arm} ran out of memory before")
+                continue
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
@@ -118,7 +140,12 @@ class Execution:
             if not steps or steps[-1].finish_reason is None:
                 raise InternalError("the arm's output ended without a finish reason")
         except OutriderError as error:
-            return error_record(unit, token_ids, f"{error.reason}: {error}")
+            reason = OUT_OF_MEMORY if "ran out of memory" in str(error) else error.reason
+            return error_record(unit, token_ids, f"{reason}: {error}")
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return error_record(unit, token_ids, f"{OUT_OF_MEMORY}: {_BEYOND} ({error})")
         return record_from_steps(
             unit,
             token_ids,

@@ -127,6 +127,15 @@ class Record:
     num_wasted_tokens: int | None = None
     num_wasted_target_tokens: int | None = None
     num_run_ahead_tokens: int | None = None
+    edge_cpu_s: float | None = None
+    cloud_cpu_s: float | None = None
+    edge_peak_rss_mib: float | None = None
+    cloud_peak_rss_mib: float | None = None
+    edge_energy_j: float | None = None
+    cloud_energy_j: float | None = None
+    gpu_peak_memory_mib: float | None = None
+    gpu_utilization: float | None = None
+    gpu_energy_j: float | None = None
     steps: StepColumns | None = None
 
     @property

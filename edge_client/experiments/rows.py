@@ -115,6 +115,15 @@ def _middles(key: str) -> Callable[[Numbers], str]:
     return cell
 
 
+def _energy(numbers: Numbers) -> str:
+    parts = [numbers[f"{part}_energy_j_per_token"] for part in ("edge", "cloud", "gpu")]
+    if not any(parts):
+        return NONE
+    edge, cloud, gpu = parts
+    both = [part["value"] for part in (cloud, gpu) if part is not None]
+    return f"{_estimate(edge)} / {number(sum(both)) if both else NONE}"
+
+
 def _acceptance(numbers: Numbers) -> str:
     pooled, by_prompt = numbers["acceptance_rate"], numbers["acceptance_rate_mean_of_prompts"]
     return NONE if pooled is None else f"{_estimate(pooled)} / {_estimate(by_prompt)}"
@@ -218,6 +227,24 @@ _ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
         "",
         "forward passes of the target, prompt included",
         _of("target_forward_passes_per_token"),
+    ),
+    (
+        "edge CPU",
+        "ms a token",
+        "processor time of the edge's process",
+        _of("edge_cpu_ms_per_token"),
+    ),
+    (
+        "cloud CPU",
+        "ms a token",
+        "processor time of the cloud's process",
+        _of("cloud_cpu_ms_per_token"),
+    ),
+    (
+        "energy",
+        "J a token",
+        "of the packages and GPU, edge / cloud; whoever used them",
+        _energy,
     ),
 )
 

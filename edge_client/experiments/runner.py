@@ -32,6 +32,7 @@ from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
 from edge_client.experiments.quality import QualityMetrics, load_metrics
 from edge_client.experiments.records import Record
 from edge_client.experiments.report import render_report
+from edge_client.experiments.resources import ReadUsage
 from edge_client.experiments.run_directory import RECORDS, RunDirectory, check_usable
 from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.stored import read_records
@@ -92,6 +93,7 @@ def run_bench(
     text_nats: TextNats | None = None,
     metrics: Callable[[], QualityMetrics | None] = load_metrics,
     machine: Callable[[], Reading] = read_machine,
+    usage: ReadUsage | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -103,9 +105,10 @@ def run_bench(
     `context_length` is the smaller of the models'; `environment` comes from
     describe_environment; `echo` makes a round trip on the idle link; `text_nats`
     None leaves texts unscored; `metrics` loads what compares texts; `machine` reads the
-    machine's state; `clock` returns nanoseconds of one monotonic clock; `color` None means
-    on a terminal. `interrupted` says that Ctrl-C came where its exception was lost (a
-    finalizer, a library's callback). Ctrl-C ends the run early: what is there is summarised
+    machine's state and `usage` what both processes have used; `clock` returns
+    nanoseconds of one monotonic clock; `color` None means on a terminal.
+    `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
+    library's callback). Ctrl-C ends the run early: what is there is summarised
     and marked as interrupted, unscored. A run that is taken up runs what is not whole there
     and no more. Raises PromptError or UsageError before anything is written, and whatever an
     arm raises while it warms up.
@@ -141,6 +144,7 @@ def run_bench(
         clock=clock,
         rules={SPLIT: plan.rule},
         metrics=metrics(),
+        usage=usage,
     )
     planned = execution.planned_records
     idle, watch = IdleLink(echo, clock), MachineWatch(machine, clock)

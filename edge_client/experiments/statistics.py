@@ -50,6 +50,16 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "target_forward_passes_per_token": measure.a_token(lambda r: r.target_forward_passes),
         "target_busy_ms_per_token": measure.a_token(readings.busy),
         "mean_step_sessions": measure.mean(lambda r: r.mean_step_sessions),
+        **{
+            name: measure.a_token(read)
+            for name, read in {
+                "edge_cpu_ms_per_token": readings.milliseconds("edge_cpu_s"),
+                "cloud_cpu_ms_per_token": readings.milliseconds("cloud_cpu_s"),
+                "edge_energy_j_per_token": lambda r: r.edge_energy_j,
+                "cloud_energy_j_per_token": lambda r: r.cloud_energy_j,
+                "gpu_energy_j_per_token": lambda r: r.gpu_energy_j,
+            }.items()
+        },
         "ms_per_token": _decomposition(measure),
         "overlap_ms_per_token": measure.a_token(readings.overlap),
         "target_nll": measure.a_token(readings.nats),

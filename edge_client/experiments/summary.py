@@ -12,6 +12,7 @@ from edge_client.experiments.categories import by_category
 from edge_client.experiments.comparison import LogitGap, exact_match, ratios
 from edge_client.experiments.quality import OFF, QualityMetrics
 from edge_client.experiments.records import SCHEMA_VERSION, Record
+from edge_client.experiments.resources import resources
 from edge_client.experiments.statistics import summarize_arm
 from edge_client.rule import Promise
 
@@ -57,6 +58,7 @@ def summarize(
         "self_checks": self_checks(by_arm, bootstrap),
         "exact_match": exact_match(by_arm, logit_gap),
         "agreement": agreement(by_arm, reference, bootstrap, metrics),
+        "resources": resources(records),
         "environment": dict(environment),
     }
 
