@@ -19,7 +19,7 @@ from common.machine.usage import BOOT, Usage, boot, read_usage
 from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
 from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.again import Again
-from edge_client.experiments.environment import ModelFacts, describe_environment
+from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.machine_watch import read_machine
 from edge_client.experiments.manifest import read_manifest
@@ -84,7 +84,6 @@ def bench(options: BenchOptions, config: Config) -> int:
         assemble(config, draft=options.draft, servers=servers, arms=options.arms) as parts,
         _watching(parts, config, servers) as watched,
     ):
-        loaded = parts.model.loaded
         draft_dtype = dtype_name(parts.model.dtype)
         target_dtype = None if parts.server is None else parts.server.dtype
         warn_of_dtypes(draft_dtype, target_dtype)
@@ -95,20 +94,7 @@ def bench(options: BenchOptions, config: Config) -> int:
             context_length=parts.context_length,
             draft_dtype=draft_dtype,
             target_dtype=target_dtype,
-            environment=describe_environment(
-                config=config,
-                precision=parts.model.precision.settings,
-                draft=ModelFacts(
-                    name=loaded.short_name,
-                    fingerprint=loaded.model_fingerprint,
-                    dtype=draft_dtype,
-                    cache_dtype=dtype_name(parts.model.cache.dtype),
-                    checkpoint_dtype=loaded.checkpoint_dtype,
-                ),
-                server=parts.server,
-                device=str(loaded.device),
-                link=options.link,
-            ),
+            environment=describe_bench(config, parts.model, parts.server, options.link),
             echo=None if parts.cloud is None else parts.cloud.echo,
             machine=lambda: read_machine(lambda: _server_cpu_s(watched)),
             usage=lambda: (read_usage(), _server_usage(watched)),

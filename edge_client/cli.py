@@ -94,6 +94,25 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
     )
 
 
+def _load(options: argparse.Namespace, config: Config) -> int:
+    from edge_client.load import LoadOptions, load
+
+    return load(
+        LoadOptions(
+            draft=options.draft,
+            servers=options.server,
+            prompts=options.prompts,
+            arm=options.arm,
+            requests=options.requests,
+            clients=options.clients,
+            rate=options.rate,
+            out=options.out,
+            as_json=options.json,
+        ),
+        config,
+    )
+
+
 def _ping(options: argparse.Namespace, config: Config) -> int:
     from edge_client.ping import ping
 
@@ -238,6 +257,36 @@ def _parser() -> argparse.ArgumentParser:
     )
     compare.add_argument("--json", action="store_true", help="print one JSON object instead")
     compare.set_defaults(run=_compare)
+
+    load = commands.add_parser(
+        "load",
+        parents=[_shared(), _server(), _draft(), _decoding()],
+        help="put a server under load by many clients at once",
+    )
+    load.add_argument("--prompts", required=True, type=Path, metavar="FILE.jsonl")
+    load.add_argument(
+        "--arm", choices=ARM_NAMES[1:], default="speculative", help="default: %(default)s"
+    )
+    load.add_argument(
+        "--clients",
+        type=_positive,
+        default=4,
+        metavar="N",
+        help="each has one conversation at a time; default: %(default)s",
+    )
+    load.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="conversations begin at so many a second, at random (Poisson), whatever the server "
+        "does; default: each client begins the next one as soon as it is done",
+    )
+    load.add_argument(
+        "--requests", type=_positive, metavar="N", help="conversations; default: each prompt once"
+    )
+    load.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the time of day")
+    load.add_argument("--json", action="store_true", help="print load.json instead of a table")
+    load.set_defaults(run=_load)
 
     ping = commands.add_parser(
         "ping", parents=[_shared(), _server()], help="measure idle round trips"

@@ -90,7 +90,7 @@ class Execution:
                     if len(known) < len(turns):
                         announce(f"{arm} {prompt.prompt_id}")
                         meter.start()
-                        for record in self._conversation(
+                        for record in self.conversation(
                             prompt, arm, repeat, order, began, known, arm in ended
                         ):
                             if (record.error or "").startswith(f"{OUT_OF_MEMORY}:"):
@@ -98,19 +98,21 @@ class Execution:
                             yield replace(record, **({} if record.error else meter.used()))
                     order += len(turns)
 
-    def _conversation(
+    def conversation(
         self,
         prompt: Prompt,
         arm: str,
         repeat: int,
         order: int,
         began: int,
-        known: Sequence[Record],
-        ended: bool,
+        known: Sequence[Record] = (),
+        ended: bool = False,
+        arrived: int | None = None,
     ) -> Iterator[Record]:
         """Yields a record a turn, those after the `known`; none can be asked after a failed one.
 
-        Nor any of an arm that has `ended`.
+        Nor any of an arm that has `ended`. `began` is when the run began, on the clock; the
+        first turn's clock starts at `arrived`, where it was due before it could be started.
         """
         answers = [record.text or "" for record in known]
         for turn in turns_of(prompt)[len(known) :]:
@@ -121,19 +123,22 @@ class Execution:
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
-            record = self._generate(unit, prompt, answers, began)
+            record = self._generate(unit, prompt, answers, began, None if turn else arrived)
             if record.text is not None:
                 answers.append(record.text)
             yield record
 
-    def _generate(self, unit: Unit, prompt: Prompt, answers: list[str], began: int) -> Record:
+    def _generate(
+        self, unit: Unit, prompt: Prompt, answers: list[str], began: int, arrived: int | None
+    ) -> Record:
         token_ids = None
         try:
             token_ids = prompt.encode(self.encoder, answers)
             steps: list[Step] = []
             arrivals: list[int] = []
             request = self._request(token_ids)
-            started = self.clock()
+            now = self.clock()
+            started = now if arrived is None else arrived
             for step in self.arms[unit.arm].run(request):
                 arrivals.append(self.clock() - started)
                 steps.append(step)
@@ -154,6 +159,7 @@ class Execution:
             self._quality(prompt, unit, steps),
             started_ns=started,
             run_started_ns=began,
+            waited_ns=None if arrived is None else now - arrived,
         )
 
     def _quality(self, prompt: Prompt, unit: Unit, steps: Sequence[Step]) -> Quality | None:

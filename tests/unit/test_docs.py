@@ -208,7 +208,7 @@ def test_every_program_shows_every_sub_command() -> None:
     wanted = {("outrider-cloud", name) for name in ("serve", "check")}
     wanted |= {
         ("outrider-edge", name)
-        for name in ("generate", "bench", "compare", "ping", "plan", "check")
+        for name in ("generate", "bench", "compare", "load", "ping", "plan", "check")
     }
     assert wanted <= shown
 

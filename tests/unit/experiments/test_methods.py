@@ -15,6 +15,8 @@ from edge_client.experiments.calibration import Calibration
 from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.environment import describe_environment
 from edge_client.experiments.forecast_table import as_json
+from edge_client.experiments.load import Load
+from edge_client.experiments.load_table import load_summary
 from edge_client.experiments.machine_watch import MachineWatch, Reading
 from edge_client.experiments.records import Record
 from edge_client.experiments.rows import arm_rows
@@ -95,3 +97,14 @@ PLAN = {
     for span in re.findall(r"`([^`]+)`", METHODS.partition("## Plan")[2].partition("\n## ")[0])
     for name in re.findall(r"\w+", span)
 }
+
+
+def test_every_field_of_a_load_is_defined() -> None:
+    load = Load([], "cloud", iter(()), lambda: 0, lambda _: None)
+    summary = load_summary(
+        load, [], 1, run_id="", planned=0, rate=1.0, seed=1, interrupted=False, environment={}
+    )
+    part = METHODS.partition("## Load")[2].partition("\n## ")[0]
+    named = {name for span in re.findall(r"`([^`]+)`", part) for name in re.findall(r"\w+", span)}
+    assert set(summary) <= named
+    assert set(keys(summary, frozenset({"finish_reasons"}))) <= DEFINED
