@@ -84,6 +84,11 @@ class Metrics:
                 **{n: info.environment.get(n, "") for n in ("torch", "transformers", "grpcio")},
             }
         )
+        for name, text, value in (
+            ("kv_cache_capacity_tokens", "Tokens there is room for", info.cache_tokens),
+            ("max_requests", "Sessions and generations that may be open", info.max_sessions),
+        ):
+            Gauge(f"outrider_{name}", text, registry=self.registry).set(value)
         Gauge(
             "outrider_kv_cache_used_tokens",
             "Tokens whose keys and values have room reserved",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import shlex
 import signal
+import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,16 +15,19 @@ from pathlib import Path
 from types import FrameType
 
 from common.config import Config
+from common.detokenizer import Detokenizer
 from common.errors import OutriderError, UsageError
 from common.lm.precision import dtype_name
 from common.machine.usage import BOOT, Usage, boot, read_usage
 from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
+from edge_client.arms import ARM_NAMES
 from edge_client.credentials import refuse_clear_token
 from edge_client.experiments.again import Again
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.machine_watch import read_machine
 from edge_client.experiments.manifest import read_manifest
+from edge_client.experiments.records import Record
 from edge_client.experiments.runner import BenchPlan, run_bench
 from edge_client.experiments.trace import GENERATIONS
 from edge_client.relay.process import linked
@@ -30,50 +35,63 @@ from edge_client.resume import ResilientCloud
 from edge_client.rule import Promise, rule_of
 from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 
+PROGRAM = "outrider-edge"
+
 
 @dataclass(frozen=True, slots=True)
 class BenchOptions:
-    """Is what the command line asks for.
+    """Is what the command line asks for; what is None is taken from `experiment`.
 
     `score` has the target judge every text; `link` names the profile of a relay to the server;
     `trace` asks for trace.json; `resume` is the directory of a run to be taken up; `again`
-    names arms that also run under a second name, as a check of the measurement itself.
+    names arms that also run under a second name, as a check of the measurement itself; `ended`
+    says of arms that ended an earlier process of this run why (see guarded.py).
     """
 
-    draft: str
+    draft: str | None
     servers: Sequence[str]
-    prompts: Path
-    arms: Sequence[str]
+    prompts: Path | None
+    arms: Sequence[str] | None
     limit: int | None
-    repeats: int
+    repeats: int | None
     out: Path | None
     score: bool
     link: str | None
     trace: bool
     resume: Path | None
     again: Sequence[str]
+    ended: Mapping[str, str]
 
 
 def bench(options: BenchOptions, config: Config) -> int:
     """Runs the command: the table on stdout, records, summary and report in the directory."""
+    asked = config.experiment
+    arms = options.arms or asked.arms or ARM_NAMES
+    draft, prompts = options.draft or asked.draft, options.prompts or asked.prompts
+    if draft is None:
+        raise UsageError("bench: no draft model; name one with --draft, or in experiment.draft")
+    if prompts is None:
+        raise UsageError("bench: no prompts; name a file with --prompts, or in experiment.prompts")
     sampling = sampling_params(config.decoding)
     if options.resume is not None and config.decoding.seed is None:
         sampling = replace(sampling, seed=read_manifest(options.resume).seed)
     plan = BenchPlan(
-        prompts=options.prompts,
+        prompts=Path(prompts),
         sampling=sampling,
         stop=stop_params(config.decoding),
         out=options.out,
-        limit=options.limit,
-        repeats=options.repeats,
+        limit=options.limit or asked.limit,
+        repeats=options.repeats or asked.repeats,
         rule=rule_of(config),
         trace=options.trace,
         resume=options.resume,
+        ended=options.ended,
+        command=shlex.join([PROGRAM, *sys.argv[1:]]),
     )
     for name in options.again:
-        if name not in options.arms:
+        if name not in arms:
             raise UsageError(f"--self-check {name}: name it with --arms too")
-    splits = SPLIT in options.arms
+    splits = SPLIT in arms
     if splits:
         warn_of_losses(plan.rule)
     score = options.score or (
@@ -81,8 +99,9 @@ def bench(options: BenchOptions, config: Config) -> int:
     )
     with (
         _way(options, config) as servers,
-        assemble(config, draft=options.draft, servers=servers, arms=options.arms) as parts,
+        assemble(config, draft=draft, servers=servers, arms=arms) as parts,
         _watching(parts, config, servers) as watched,
+        observing(config.edge.metrics_listen) as observe,
     ):
         draft_dtype = dtype_name(parts.model.dtype)
         target_dtype = None if parts.server is None else parts.server.dtype
@@ -98,6 +117,9 @@ def bench(options: BenchOptions, config: Config) -> int:
             echo=None if parts.cloud is None else parts.cloud.echo,
             machine=lambda: read_machine(lambda: _server_cpu_s(watched)),
             usage=lambda: (read_usage(), _server_usage(watched)),
+            observe=observe,
+            pieces=partial(_pieces, parts),
+            logprobs=None if parts.cloud is None else partial(_logprobs, parts),
             interrupted=_heed_ctrl_c(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
@@ -113,6 +135,18 @@ def bench(options: BenchOptions, config: Config) -> int:
     for problem in result.problems:
         note(f"outrider-edge: {problem}")
     return result.exit_code
+
+
+@contextmanager
+def observing(address: str | None) -> Iterator[Callable[[Record], None]]:
+    """Yields what hears of every record: the client's metrics where an address is given."""
+    if address is None:
+        yield lambda _: None
+        return
+    from edge_client.experiments.metrics import serving_metrics
+
+    with serving_metrics(address) as metrics:
+        yield metrics.observe
 
 
 def _watching(
@@ -142,6 +176,25 @@ def _server_cpu_s(cloud: ResilientCloud | None) -> float | None:
     if BOOT not in told or here is None:
         return None
     return Usage.from_texts(told).cpu_s if told[BOOT] == here else 0.0
+
+
+def _pieces(parts: Assembly, token_ids: Sequence[int]) -> list[str]:
+    """Returns the text that each token made certain."""
+    detokenize = Detokenizer(parts.model.loaded.tokenizer)
+    return [detokenize(token_id) for token_id in token_ids]
+
+
+def _logprobs(
+    parts: Assembly, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
+) -> Sequence[float] | None:
+    """Asks the target for log-probabilities; None when it cannot say."""
+    tokens = len(prompt_token_ids) + len(output_token_ids)
+    if parts.cloud is None or tokens > parts.context_length:
+        return None
+    try:
+        return parts.cloud.text_logprobs(prompt_token_ids, output_token_ids)
+    except OutriderError:
+        return None  # as below
 
 
 def _heed_ctrl_c() -> Callable[[], bool]:

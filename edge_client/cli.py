@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from common.config import Config
 from common.errors import OutriderError
 from common.machine.limits import enforce, is_out_of_memory
 from edge_client.arms import ARM_NAMES
+from edge_client.guarded import guarded
 
 PROGRAM = "outrider-edge"
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -28,10 +30,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its notices would stand among our lines
+    return _told(options, lambda: _start(options, _configuration(options)))
+
+
+def _start(options: argparse.Namespace, config: Config) -> int:
+    """Runs the command; a bench under a memory limit in a child, see guarded.py."""
+    if options.run is not _bench or config.limits.edge.memory_gb is None:
+        return _limited(options, config)
+    resume = options.resume is not None
+    directory = options.resume or options.out or default_directory()
+
+    def run(ended: Mapping[str, str], again: bool) -> int:
+        options.ended = ended
+        options.resume, options.out = (directory, None) if again else (None, directory)
+        return _told(options, lambda: _limited(options, config))
+
+    return guarded(run, directory, resume=resume)
+
+
+def _limited(options: argparse.Namespace, config: Config) -> int:
+    enforce(config.limits.edge)  # before torch is imported, which counts its processors
+    return int(options.run(options, config))
+
+
+def _told(options: argparse.Namespace, run: Callable[[], int]) -> int:
+    """Runs something and says what went wrong; returns the exit code."""
     try:
-        config = _configuration(options)
-        enforce(config.limits.edge)  # before torch is imported, which counts its processors
-        return int(options.run(options, config))
+        return run()
     except OutriderError as error:
         return _fail(options, error.exit_code, str(error))
     except KeyboardInterrupt:
@@ -89,6 +114,7 @@ def _bench(options: argparse.Namespace, config: Config) -> int:
             trace=options.trace,
             resume=options.resume,
             again=options.self_check,
+            ended=options.ended,
         ),
         config,
     )
@@ -175,6 +201,11 @@ def _configuration(options: argparse.Namespace) -> Config:
     return configuration.load(options.config, [*options.set, *said])
 
 
+def default_directory() -> Path:
+    """Returns where a run goes that was given no directory: runs/ and the time in UTC."""
+    return Path("runs") / datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
 def _yaml(value: object) -> str:
     if isinstance(value, float):
         return format(Decimal(repr(value)), "f")  # YAML 1.1 takes 1e-05 for a string
@@ -202,20 +233,23 @@ def _parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser(
         "bench",
-        parents=[_shared(), _server(), _draft(), _decoding()],
+        parents=[_shared(), _server(), _draft(required=False), _decoding()],
         help="run the arms over a file of prompts and compare them",
     )
-    bench.add_argument("--prompts", required=True, type=Path, metavar="FILE.jsonl")
+    bench.add_argument(
+        "--prompts", type=Path, metavar="FILE.jsonl", help="default: experiment.prompts"
+    )
     bench.add_argument(
         "--arms",
         type=_arms,
-        default=ARM_NAMES,
         metavar="A,B,...",
-        help=f"default: {','.join(ARM_NAMES)}",
+        help=f"default: {','.join(ARM_NAMES)} (experiment.arms)",
     )
-    bench.add_argument("--limit", type=_positive, metavar="N", help="default: all prompts")
     bench.add_argument(
-        "--repeats", type=_positive, default=1, metavar="R", help="default: %(default)s"
+        "--limit", type=_positive, metavar="N", help="default: all prompts (experiment.limit)"
+    )
+    bench.add_argument(
+        "--repeats", type=_positive, metavar="R", help="default: 1 (experiment.repeats)"
     )
     where = bench.add_mutually_exclusive_group()
     where.add_argument("--out", type=Path, metavar="DIR", help="default: runs/ and the time of day")
@@ -247,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="ARM",
         help="run this arm under a second name too: the two must come out alike; may be repeated",
     )
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_bench, ended={})
 
     compare = commands.add_parser(
         "compare", parents=[_shared()], help="set runs of bench side by side"
@@ -373,9 +407,14 @@ def _server() -> argparse.ArgumentParser:
     return group
 
 
-def _draft() -> argparse.ArgumentParser:
+def _draft(required: bool = True) -> argparse.ArgumentParser:
     group = argparse.ArgumentParser(add_help=False)
-    group.add_argument("--draft", required=True, metavar="PATH_OR_HUB_ID", help="draft model")
+    group.add_argument(
+        "--draft",
+        required=required,
+        metavar="PATH_OR_HUB_ID",
+        help="draft model" if required else "draft model (experiment.draft)",
+    )
     return group
 
 

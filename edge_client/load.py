@@ -17,6 +17,7 @@ from common.config import Config
 from common.errors import UsageError
 from common.lm.precision import dtype_name
 from edge_client.app import Assembly, assemble, sampling_params, stop_params
+from edge_client.bench import observing
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.execution import Execution
 from edge_client.experiments.figures import SPLIT
@@ -71,6 +72,7 @@ def load(options: LoadOptions, config: Config) -> int:
             )
             for _ in range(options.clients)
         ]
+        observe = stack.enter_context(observing(config.edge.metrics_listen))
         clients = [
             Execution(
                 run_id=run_id,
@@ -102,6 +104,7 @@ def load(options: LoadOptions, config: Config) -> int:
                 file.write(record.to_json() + "\n")
                 file.flush()
                 records.append(record)
+                observe(record)
                 progress.advance()
 
             waiting = requests(prompts, count, arrivals)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path("/sys/fs/cgroup")
@@ -45,6 +46,16 @@ def confine(
         if group is not None and group not in made:
             made.append(group)
     return made
+
+
+def remove(pid: int, root: Path = ROOT, membership: Path = MEMBERSHIP) -> None:
+    """Removes the groups of a process that has ended without leaving them."""
+    paths = _memberships(membership)
+    homes = [_below(root / name, path) for name, path in paths.items()]
+    homes += [home.parent for home in homes if home not in (root, *root.iterdir())]
+    for home in dict.fromkeys(homes):
+        with suppress(OSError):
+            (home / f"outrider-{pid}").rmdir()
 
 
 def leave(groups: list[Path], pid: int | None = None) -> None:

@@ -36,6 +36,7 @@ class Execution:
 
     `rules` has the rule of each arm that verifies; `metrics` None leaves texts
     uncompared with their references; `usage` reads what both processes have used;
+    `ended` says of arms that ended an earlier process why, and they are not run;
     `clock` returns nanoseconds of one monotonic clock.
     """
 
@@ -52,6 +53,7 @@ class Execution:
     rules: Mapping[str, Rule] = field(default_factory=dict)
     metrics: QualityMetrics | None = None
     usage: ReadUsage | None = None
+    ended: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def planned_records(self) -> int:
@@ -63,7 +65,7 @@ class Execution:
 
         Raises what the arm raises.
         """
-        for arm in self.arms.values():
+        for arm in (arm for name, arm in self.arms.items() if name not in self.ended):
             steps = list(arm.run(self._request(self.prompts[0].encode(self.encoder))))
             note(columns(steps, [0] * len(steps)))
 
@@ -77,7 +79,8 @@ class Execution:
         done = done or {}
         began = self.clock() - _elapsed_ns(done.values())
         meter = Meter(self.usage)
-        ended: set[str] = set()
+        untold = {arm: f"{OUT_OF_MEMORY}: {why}" for arm, why in self.ended.items()}
+        ended = set(self.ended)
         names = list(self.arms)
         orders = balanced_orders(len(names), self.sampling.seed)
         order = 0
@@ -90,8 +93,11 @@ class Execution:
                     if len(known) < len(turns):
                         announce(f"{arm} {prompt.prompt_id}")
                         meter.start()
+                        gone = f"{NOT_RUN}: the arm {arm} ran out of memory before"
+                        gone = untold.pop(arm, gone)
+                        over = gone if arm in ended else None
                         for record in self.conversation(
-                            prompt, arm, repeat, order, began, known, arm in ended
+                            prompt, arm, repeat, order, began, known, over
                         ):
                             if (record.error or "").startswith(f"{OUT_OF_MEMORY}:"):
                                 ended.add(arm)
@@ -106,19 +112,19 @@ class Execution:
         order: int,
         began: int,
         known: Sequence[Record] = (),
-        ended: bool = False,
+        over: str | None = None,
         arrived: int | None = None,
     ) -> Iterator[Record]:
         """Yields a record a turn, those after the `known`; none can be asked after a failed one.
 
-        Nor any of an arm that has `ended`. `began` is when the run began, on the clock; the
-        first turn's clock starts at `arrived`, where it was due before it could be started.
+        Nor any of an arm that is `over`, for that reason. `began` is when the run began, on the
+        clock; the first turn's clock starts at `arrived`, where it was due before that.
         """
         answers = [record.text or "" for record in known]
         for turn in turns_of(prompt)[len(known) :]:
             unit = self._unit(prompt, arm, turn, repeat, order + turn)
-            if ended:
-                yield error_record(unit, None, f"{NOT_RUN}: the arm {arm} ran out of memory before")
+            if over is not None:
+                yield error_record(unit, None, over)
                 continue
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")

@@ -14,10 +14,14 @@ from pathlib import Path
 
 from common.errors import UsageError
 from edge_client.experiments.manifest import MANIFEST, Manifest
+from edge_client.guarded import RUNNING
 
 RECORDS = "records.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"
+MARKDOWN = "report.md"
+ARMS = "arms.csv"
+GENERATIONS = "generations.csv"
 TRACE = "trace.json"
 
 
@@ -78,6 +82,7 @@ class RunDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
+        (self.path / RUNNING).unlink(missing_ok=True)
         for descriptor in (self._records, self._lock):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -110,6 +115,10 @@ class RunDirectory:
             if 0 < written < len(data):
                 os.ftruncate(self._records, size)
 
+    def note_running(self, arm: str) -> None:
+        """Names the arm in hand, for whoever finds that this process was ended in its middle."""
+        (self.path / RUNNING).write_text(arm, encoding="utf-8")
+
     def replace_records(self, lines: Iterable[str]) -> Path:
         """Writes all records anew, whole or not at all; none is appended after that."""
         return write_whole(self.path / RECORDS, "".join(f"{line}\n" for line in lines))
@@ -127,6 +136,11 @@ class RunDirectory:
     def write_report(self, html: str) -> Path:
         """Writes report.html, whole or not at all."""
         return write_whole(self.path / REPORT, html)
+
+    def write_exports(self, markdown: str, arms: str, generations: str) -> None:
+        """Writes report.md, arms.csv and generations.csv, each whole or not at all."""
+        for name, text in ((MARKDOWN, markdown), (ARMS, arms), (GENERATIONS, generations)):
+            write_whole(self.path / name, text)
 
 
 def write_whole(file: Path, text: str) -> Path:

@@ -12,7 +12,7 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -22,6 +22,7 @@ from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
 from edge_client.experiments.execution import Execution, Place, whole
+from edge_client.experiments.exports import arms_csv, as_markdown, generations_csv
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.idle import COUNT_BETWEEN, Echo, IdleLink, quarters
 from edge_client.experiments.machine_watch import MachineWatch, Reading, read_machine
@@ -38,6 +39,7 @@ from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.stored import read_records
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
+from edge_client.experiments.token_view import Logprobs, Pieces
 from edge_client.experiments.trace import trace_events
 from edge_client.rule import EXACT, Rule
 
@@ -49,7 +51,8 @@ class BenchPlan:
     `out` None means runs/ and the time of day in UTC; `limit` None every prompt of
     the file. `sampling.seed` also draws the order of the arms and the bootstrap.
     `rule` is that of `speculative`; `trace` asks for a trace of the first repeat as well;
-    `resume` names the directory of a run to be taken up, and `out` is then unused.
+    `resume` names the directory of a run to be taken up, and `out` is then unused; `command`
+    is what was typed, for the report; `ended` says of arms why they are not run any more.
     """
 
     prompts: Path
@@ -61,6 +64,8 @@ class BenchPlan:
     rule: Rule = EXACT
     trace: bool = False
     resume: Path | None = None
+    command: str | None = None
+    ended: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +99,9 @@ def run_bench(
     metrics: Callable[[], QualityMetrics | None] = load_metrics,
     machine: Callable[[], Reading] = read_machine,
     usage: ReadUsage | None = None,
+    observe: Callable[[Record], None] = lambda _: None,
+    pieces: Pieces | None = None,
+    logprobs: Logprobs | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -106,7 +114,8 @@ def run_bench(
     describe_environment; `echo` makes a round trip on the idle link; `text_nats`
     None leaves texts unscored; `metrics` loads what compares texts; `machine` reads the
     machine's state and `usage` what both processes have used; `clock` returns
-    nanoseconds of one monotonic clock; `color` None means on a terminal.
+    nanoseconds of one monotonic clock; `color` None means on a terminal;
+    `observe` hears of each record; `pieces` and `logprobs` (see token_view.py) serve the report.
     `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
     library's callback). Ctrl-C ends the run early: what is there is summarised
     and marked as interrupted, unscored. A run that is taken up runs what is not whole there
@@ -145,6 +154,7 @@ def run_bench(
         rules={SPLIT: plan.rule},
         metrics=metrics(),
         usage=usage,
+        ended=plan.ended,
     )
     planned = execution.planned_records
     idle, watch = IdleLink(echo, clock), MachineWatch(machine, clock)
@@ -160,9 +170,15 @@ def run_bench(
     with RunDirectory(directory, manifest, kept) as files:
         try:
             with Progress(planned, stream, clock, done=len(records)) as progress:
-                for record in execution.records(progress.begin, done):
+
+                def begin(what: str) -> None:
+                    files.note_running(what.partition(" ")[0])
+                    progress.begin(what)
+
+                for record in execution.records(begin, done):
                     files.append(record.to_json())
                     records.append(record)
+                    observe(record)
                     progress.advance()
                     if interrupted():
                         raise KeyboardInterrupt
@@ -202,7 +218,16 @@ def run_bench(
             )
             files.write_summary(summary)
             trace = files.write_trace(trace_events(records)) if plan.trace else None
-            report = files.write_report(render_report(summary, records, prompts))
+            files.write_exports(as_markdown(summary), arms_csv(summary), generations_csv(records))
+            page = render_report(
+                summary,
+                records,
+                prompts,
+                command=plan.command,
+                pieces=pieces,
+                logprobs=logprobs if complete else None,
+            )
+            report = files.write_report(page)
     return BenchResult(
         directory=directory,
         summary=summary,

@@ -39,7 +39,7 @@ _SHELL = ("console", "bash", "sh")
 _OPERATORS = frozenset({"|", "||", "&", "&&", ";", ">", ">>", "<"})
 _FILE = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
 _SUFFIXES = (".py", ".md", ".toml", ".yaml", ".proto", ".svg", ".lock", ".jsonl")
-_NOT_OURS = frozenset({"records.jsonl", "bench_serving.py"})  # written by a run; another project's
+_NOT_OURS = frozenset({"records.jsonl", "report.md", "bench_serving.py"})  # a run's; another's
 _NO_KEYS = frozenset({"edge.cores", "edge.memory", "security.md"})  # fields of a summary; a file
 
 Parsed = tuple[argparse.Namespace, configuration.Config]
@@ -259,11 +259,12 @@ def test_every_metric_named_is_counted_and_every_one_counted_is_named() -> None:
     from prometheus_client import generate_latest
 
     from cloud_server.metrics import Metrics
+    from edge_client.experiments.metrics import ClientMetrics
     from tests.unit.edge.pair import server_info
 
     metrics = Metrics()
     metrics.describe(server_info(), lambda: 0)
-    text = generate_latest(metrics.registry).decode()
+    text = "".join(generate_latest(m.registry).decode() for m in (metrics, ClientMetrics()))
     counted = {
         line.split()[2]
         for line in text.splitlines()

@@ -108,3 +108,35 @@ def test_every_field_of_a_load_is_defined() -> None:
     named = {name for span in re.findall(r"`([^`]+)`", part) for name in re.findall(r"\w+", span)}
     assert set(summary) <= named
     assert set(keys(summary, frozenset({"finish_reasons"}))) <= DEFINED
+
+
+_ROW = re.compile(r"^\| (`[^|]+) \|", re.MULTILINE)
+
+
+def rows(text: str) -> list[str]:
+    """Returns the names that tables define: those in the first cells of their rows."""
+    return [name for cell in _ROW.findall(text) for name in re.findall(r"`([\w.]+)`", cell)]
+
+
+def section(title: str) -> str:
+    return METHODS.partition(f"\n{title}\n")[2].partition("\n## ")[0]
+
+
+def test_every_field_of_a_record_is_defined_once() -> None:
+    defined = rows(section("## records.jsonl"))
+    assert len(set(defined)) == len(defined)
+    assert set(defined) == {field.name for field in dataclasses.fields(Record)}
+
+
+def test_no_field_is_defined_elsewhere() -> None:
+    """A second definition would sooner or later be a different one."""
+    ours = {field.name for field in dataclasses.fields(Record)} - {"seed", "category"}
+    ours |= set(summary_of(run())) | set(summary_of(run())["arms"]["cloud"])
+    documents = METHODS_FILE.parents[1]
+    for file in [documents / "README.md", *(documents / "docs").rglob("*.md")]:
+        if file != METHODS_FILE:
+            found = set(rows(file.read_text(encoding="utf-8"))) & ours
+            assert not found - {"speculative", "reference"}, file.name
+
+
+METHODS_FILE = Path(__file__).parents[3] / "docs" / "methods.md"

@@ -99,3 +99,15 @@ def test_another_fault_is_still_raised(bench: Bench) -> None:
 
     with pytest.raises(RuntimeError, match="shapes"):
         bench.run(scripts={"speculative": broken})
+
+
+def test_an_arm_that_ended_the_process_has_one_record_that_says_so(bench: Bench) -> None:
+    result = bench.run(ended={"speculative": "the process was ended by SIGKILL"})
+    errors = [r["error"] for r in bench.records if r["arm"] == "speculative"]
+    assert errors == [
+        "OUT_OF_MEMORY: the process was ended by SIGKILL",
+        *["NOT_RUN: the arm speculative ran out of memory before"] * 3,
+    ]
+    assert bench.arms["speculative"].requests == []  # not even to warm it
+    assert "OUT_OF_MEMORY" in result.problems[0]
+    assert not (bench.out / "running").exists()

@@ -57,6 +57,7 @@ class Bench:
         out: Path | None = None,
         trace: bool = False,
         resume: Path | None = None,
+        ended: dict[str, str] | None = None,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
@@ -75,6 +76,7 @@ class Bench:
                 repeats=repeats,
                 trace=trace,
                 resume=resume,
+                ended=ended or {},
             ),
             list(self.arms.values()),
             FakeEncoder(),
@@ -113,8 +115,11 @@ def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
     assert [r["order"] for r in bench.records] == list(range(32))
     assert {r["run_id"] for r in bench.records} == {bench.summary["run_id"]}
     assert sorted(p.name for p in bench.out.iterdir()) == [
+        "arms.csv",
+        "generations.csv",
         "records.jsonl",
         "report.html",
+        "report.md",
         "run.json",
         "summary.json",
     ]
