@@ -190,18 +190,35 @@ def test_a_failing_model_fails_the_sessions_in_the_step_and_the_engine_goes_on(
     a, b = bench.open(), bench.open()
     bench.submit(bench.job("a", a, [1, 2], 1), bench.job("b", b, [3], 1))
 
-    def out_of_memory(*_: object) -> torch.Tensor:
-        raise RuntimeError("out of memory")
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such operator")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.model, "forward", out_of_memory)
+        patch.setattr(bench.model, "forward", broken)
         bench.run()
     assert set(bench.failures) == {"a", "b"}
     assert isinstance(bench.failures["a"], InternalError)
-    assert "RuntimeError: out of memory" in str(bench.failures["a"])
+    assert "RuntimeError: no such operator" in str(bench.failures["a"])
     bench.submit(bench.job("c", a, [1, 2], 1))
     bench.run()
     assert bench.answers["c"][0] == bench.truth([1, 2], 1)
+
+
+def test_memory_that_is_refused_is_told_as_a_server_that_is_too_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    a = bench.open()
+    bench.submit(bench.job("a", a, [1, 2], 1))
+
+    def refused(*_: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.model, "forward", refused)
+        bench.run()
+    assert isinstance(bench.failures["a"], OverloadedError)
+    assert "ran out of memory" in str(bench.failures["a"])
 
 
 def test_a_fault_in_one_sessions_bookkeeping_ends_that_session_alone() -> None:
