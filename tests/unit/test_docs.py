@@ -14,6 +14,7 @@ import pytest
 
 import cloud_server.cli
 import edge_client.cli
+import edge_client.parser
 from common import config as configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -113,7 +114,7 @@ def _parse(words: list[str]) -> Parsed:
     if words[0] == "outrider-cloud":
         options = cloud_server.cli._parser().parse_args(words[1:])
         return options, cloud_server.cli._configuration(options)
-    options = edge_client.cli._parser().parse_args(words[1:])
+    options = edge_client.parser.build_parser().parse_args(words[1:])
     return options, edge_client.cli._configuration(options)
 
 
@@ -190,7 +191,8 @@ def test_every_flag_named_exists() -> None:
     known = {"--help"}
     for file in (
         "cloud_server/cli.py",
-        "edge_client/cli.py",
+        "edge_client/flags.py",
+        "edge_client/parser.py",
         "edge_client/relay/cli.py",
         "edge_client/relay/netem.py",
         "demo/run.py",
