@@ -120,7 +120,7 @@ def bench(options: BenchOptions, config: Config) -> int:
             observe=observe,
             pieces=partial(_pieces, parts),
             logprobs=None if parts.cloud is None else partial(_logprobs, parts),
-            interrupted=_heed_ctrl_c(),
+            interrupted=_heed_ends(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
                 partial(text_nats, parts.cloud, parts.server.context_length)
@@ -197,15 +197,16 @@ def _logprobs(
         return None  # as below
 
 
-def _heed_ctrl_c() -> Callable[[], bool]:
-    """Returns whether Ctrl-C has come by now; it still raises KeyboardInterrupt as well."""
+def _heed_ends() -> Callable[[], bool]:
+    """Returns whether Ctrl-C or SIGTERM has come by now; both raise KeyboardInterrupt as well."""
     came = threading.Event()
 
     def note_and_raise(number: int, frame: FrameType | None) -> None:
         came.set()
         signal.default_int_handler(number, frame)
 
-    signal.signal(signal.SIGINT, note_and_raise)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note_and_raise)
     return came.is_set
 
 

@@ -24,7 +24,11 @@ RUNNING = "running"
 Run = Callable[[Mapping[str, str], bool], int]
 """Runs the bench in this process: the arms that have ended and why, and whether to resume."""
 
+SHELL_SIGNAL = 128
+"""What shells add to the number of the signal that ended a process."""
+
 _DEATH_SIGNAL = 1  # prctl's PR_SET_PDEATHSIG
+_ASKED = (signal.SIGINT, signal.SIGTERM)  # somebody wants the bench to end; memory has no part
 
 
 def guarded(
@@ -42,6 +46,8 @@ def guarded(
         code = (spawn or _in_child)(run, dict(ended), resume or bool(ended))
         if code >= 0:
             return code
+        if -code in _ASKED:
+            return SHELL_SIGNAL - code
         name = signal.Signals(-code).name
         arm = _arm_in_hand(directory)
         if arm is None or arm in ended:
@@ -63,17 +69,24 @@ def _arm_in_hand(directory: Path) -> str | None:
 
 
 def _in_child(run: Run, ended: Mapping[str, str], resume: bool) -> int:
-    """Forks, before torch or any thread is there; Ctrl-C reaches the child by itself."""
+    """Forks, before torch or any thread is there, and hands on what asks this process to end.
+
+    The child has a process group of its own: Ctrl-C, which reaches a whole group, would come to
+    it twice.
+    """
     parent = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED)  # or one could come before it is handed on
     child = os.fork()
     if child == 0:
+        os.setpgid(0, 0)
         _end_with(parent)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)
         os._exit(_call(run, ended, resume))
     before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda number, _: os.kill(child, number)),
+        number: signal.signal(number, lambda number, _: os.kill(child, number)) for number in _ASKED
     }
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in before.items():

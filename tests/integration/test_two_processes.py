@@ -250,15 +250,19 @@ def test_a_server_killed_in_the_middle_of_a_bench_costs_records_not_the_run(
     assert server.address in stderr
 
 
+@pytest.mark.parametrize(
+    ("how", "limits"),
+    [(signal.SIGINT, []), (signal.SIGTERM, ["--set", "limits.edge.memory_gb=8"])],
+)
 def test_an_interrupted_bench_keeps_whole_records_and_a_summary(
-    server: Server, tiny_pair: Pair, tmp_path: Path
+    how: int, limits: list[str], server: Server, tiny_pair: Pair, tmp_path: Path
 ) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 200)
     out = tmp_path / "out"
-    with edge_running(*bench_flags(server, tiny_pair, prompts, out)) as bench:
+    with edge_running(*bench_flags(server, tiny_pair, prompts, out), *limits) as bench:
         wait_for_records(out, 2, bench)
-        bench.send_signal(signal.SIGINT)
-        _, stderr = bench.communicate(timeout=60)
+        bench.send_signal(how)
+        _, stderr = bench.communicate(timeout=60)  # to the end of all that write there
         assert bench.returncode == 130
     assert "Traceback" not in stderr
     lines = (out / "records.jsonl").read_text().splitlines()

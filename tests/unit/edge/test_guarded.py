@@ -68,3 +68,24 @@ def test_a_bench_that_ends_by_itself_is_not_repeated(tmp_path: Path) -> None:
     (tmp_path / RUNNING).write_text("of another run")
     assert guarded(lambda ended, resume: 3 + resume, tmp_path, resume=True) == 4
     assert not (tmp_path / RUNNING).exists()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_what_asks_the_bench_to_end_is_handed_on(tmp_path: Path, how: int) -> None:
+    def run(_: Mapping[str, str], __: bool) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [how])
+        os.kill(os.getppid(), how)
+        return int(signal.sigwait([how]))
+
+    assert guarded(run, tmp_path, resume=False) == how
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_bench_that_was_asked_to_end_is_not_begun_again(tmp_path: Path, how: int) -> None:
+    def run(_: Mapping[str, str], __: bool) -> int:
+        (tmp_path / RUNNING).write_text("edge")
+        signal.signal(how, signal.SIG_DFL)
+        os.kill(os.getpid(), how)
+        return 0
+
+    assert guarded(run, tmp_path, resume=False) == 128 + how
