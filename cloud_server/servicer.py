@@ -232,7 +232,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             client_of(context),
             self._deadline(context),
         )
-        return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
+        opinion = scores.opinion
+        return pb.ScoreResponse(
+            logits=scores.logits, text_logprobs=opinion.logprobs, text_ranks=opinion.ranks
+        )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """Returns the payload."""

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from edge_client.experiments.machine_watch import read_machine
 from edge_client.experiments.manifest import read_manifest
 from edge_client.experiments.records import Record
 from edge_client.experiments.runner import BenchPlan, run_bench
+from edge_client.experiments.token_view import Opinions
 from edge_client.experiments.trace import GENERATIONS
 from edge_client.relay.process import linked
 from edge_client.resume import ResilientCloud
@@ -119,7 +120,7 @@ def bench(options: BenchOptions, config: Config) -> int:
             usage=lambda: (read_usage(), _server_usage(watched)),
             observe=observe,
             pieces=partial(_pieces, parts),
-            logprobs=None if parts.cloud is None else partial(_logprobs, parts),
+            opinions=partial(_opinions, parts),
             interrupted=_heed_ends(),
             logit_gap=None if parts.cloud is None else partial(_logit_gap, parts.cloud),
             text_nats=(
@@ -184,17 +185,18 @@ def _pieces(parts: Assembly, token_ids: Sequence[int]) -> list[str]:
     return [detokenize(token_id) for token_id in token_ids]
 
 
-def _logprobs(
+def _opinions(
     parts: Assembly, prompt_token_ids: Sequence[int], output_token_ids: Sequence[int]
-) -> Sequence[float] | None:
-    """Asks the target for log-probabilities; None when it cannot say."""
+) -> Opinions:
+    """Asks both models what they think of a text; who cannot say is left out."""
     tokens = len(prompt_token_ids) + len(output_token_ids)
-    if parts.cloud is None or tokens > parts.context_length:
-        return None
-    try:
-        return parts.cloud.text_logprobs(prompt_token_ids, output_token_ids)
-    except OutriderError:
-        return None  # as below
+    if tokens > parts.context_length:
+        return {}
+    opinions = {"draft model": parts.drafter.opinion(prompt_token_ids, output_token_ids)}
+    with suppress(OutriderError):  # as below
+        if parts.cloud is not None:
+            opinions["target"] = parts.cloud.opinion(prompt_token_ids, output_token_ids)
+    return opinions
 
 
 def _heed_ends() -> Callable[[], bool]:
@@ -248,6 +250,6 @@ def text_nats(
     if len(prompt_token_ids) + len(output_token_ids) > context_length:
         return None
     try:
-        return -math.fsum(cloud.text_logprobs(prompt_token_ids, output_token_ids))
+        return -math.fsum(cloud.opinion(prompt_token_ids, output_token_ids).logprobs)
     except OutriderError:
         return None  # as above

@@ -31,7 +31,7 @@ from edge_client.experiments.prompts import Prompt
 from edge_client.experiments.records import Record
 from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.table import warnings
-from edge_client.experiments.token_view import KINDS, Logprobs, Pieces, views
+from edge_client.experiments.token_view import KINDS, AskOpinions, Pieces, views
 from edge_client.rule import Promise
 
 
@@ -70,12 +70,12 @@ def render_report(
     *,
     command: str | None = None,
     pieces: Pieces | None = None,
-    logprobs: Logprobs | None = None,
+    opinions: AskOpinions | None = None,
 ) -> str:
     """Returns the page as HTML; every text in it is escaped.
 
-    `command` repeats the run; `pieces` None leaves out the view token by token, and `logprobs`
-    None the target's probabilities in it.
+    `command` repeats the run; `pieces` None leaves out the view token by token, and `opinions`
+    None what the models think of each token in it.
     """
     drawn = plots(summary, records)
     environment = Environment(
@@ -100,7 +100,7 @@ def render_report(
         plots_json=as_script(drawn),
         library=Markup(_asset("chart.umd.js")),  # ours, and a library's: no text of a run
         drawing=Markup(_asset("report.js")),
-        views=views(records, pieces, logprobs),
+        views=views(records, pieces, opinions),
         kinds=KINDS,
         matches=list(_matches(summary)),
         categories=summary["categories"],
@@ -143,7 +143,6 @@ def _unmeasured(summary: Mapping[str, Any]) -> Iterator[str]:
     ):
         if all(reading[key] is None for reading in machine):
             yield what
-    yield "ranks of tokens, and the draft model’s probabilities"
 
 
 _READINGS = (("the processor’s clock", "clock_mhz"), ("throttling by heat", "heat_events"))

@@ -39,7 +39,7 @@ from edge_client.experiments.scoring import TextNats, score
 from edge_client.experiments.stored import read_records
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
-from edge_client.experiments.token_view import Logprobs, Pieces
+from edge_client.experiments.token_view import AskOpinions, Pieces
 from edge_client.experiments.trace import trace_events
 from edge_client.rule import EXACT, Rule
 
@@ -101,7 +101,7 @@ def run_bench(
     usage: ReadUsage | None = None,
     observe: Callable[[Record], None] = lambda _: None,
     pieces: Pieces | None = None,
-    logprobs: Logprobs | None = None,
+    opinions: AskOpinions | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     clock: Callable[[], int] = time.monotonic_ns,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -115,7 +115,7 @@ def run_bench(
     None leaves texts unscored; `metrics` loads what compares texts; `machine` reads the
     machine's state and `usage` what both processes have used; `clock` returns
     nanoseconds of one monotonic clock; `color` None means on a terminal;
-    `observe` hears of each record; `pieces` and `logprobs` (see token_view.py) serve the report.
+    `observe` hears of each record; `pieces` and `opinions` (see token_view.py) serve the report.
     `interrupted` says that Ctrl-C came where its exception was lost (a finalizer, a
     library's callback). Ctrl-C ends the run early: what is there is summarised
     and marked as interrupted, unscored. A run that is taken up runs what is not whole there
@@ -225,7 +225,7 @@ def run_bench(
                 prompts,
                 command=plan.command,
                 pieces=pieces,
-                logprobs=logprobs if complete else None,
+                opinions=opinions if complete else None,
             )
             report = files.write_report(page)
     return BenchResult(

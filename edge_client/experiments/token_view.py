@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from common.types import Opinion
 from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.records import Record
@@ -15,8 +16,11 @@ VIEWS = 4
 
 Pieces = Callable[[Sequence[int]], Sequence[str]]
 """Returns the text that each token of an output made certain."""
-Logprobs = Callable[[Sequence[int], Sequence[int]], Sequence[float] | None]
-"""Returns the target's log-probability of each output token after a prompt; None without."""
+Opinions = Mapping[str, Opinion]
+"""What models think of a text, by the name that is shown; who could not be asked is missing."""
+AskOpinions = Callable[[Sequence[int], Sequence[int]], Opinions]
+"""Asks the models of MODELS about the output tokens after a prompt."""
+MODELS = ("target", "draft model")
 
 KINDS: Mapping[str, str] = {
     "accepted": "drafted and confirmed",
@@ -47,29 +51,31 @@ class View:
 
 
 def views(
-    records: Sequence[Record], pieces: Pieces | None, logprobs: Logprobs | None
+    records: Sequence[Record], pieces: Pieces | None, opinions: AskOpinions | None
 ) -> tuple[View, ...]:
     """Returns the first few generations of speculative; none where texts cannot be taken apart."""
     shown = [r for r in records if r.arm == SPLIT and r.repeat == 0 and r.error is None and r.steps]
-    return tuple(_view(r, pieces, logprobs) for r in shown[:VIEWS]) if pieces is not None else ()
+    return tuple(_view(r, pieces, opinions) for r in shown[:VIEWS]) if pieces is not None else ()
 
 
-def _view(record: Record, pieces: Pieces, logprobs: Logprobs | None) -> View:
+def _view(record: Record, pieces: Pieces, opinions: AskOpinions | None) -> View:
     output = record.output_token_ids or ()
     texts = pieces(output)
-    known = None if logprobs is None else logprobs(record.prompt_token_ids or (), output)
+    known = {} if opinions is None else opinions(record.prompt_token_ids or (), output)
     assert record.steps is not None  # as `views` chose
-    places = list(_places(record.steps))
     tokens = []
-    for index, (kind, where) in enumerate(places[: len(output)]):
-        chance = (
-            f"target’s probability {math.exp(known[index]):.1%}"
-            if known is not None
-            else "target’s probability not measured"
-        )
-        said = f"token {index}, id {output[index]}: {KINDS[kind]}\n{where}\n{chance}"
-        tokens.append(Token(texts[index], kind, f"{said}; rank not measured"))
+    for index, (kind, where) in enumerate(list(_places(record.steps))[: len(output)]):
+        said = [f"token {index}, id {output[index]}: {KINDS[kind]}", where]
+        said += [f"{model}: {_thought(known.get(model), index)}" for model in MODELS]
+        tokens.append(Token(texts[index], kind, "\n".join(said)))
     return View(record.prompt_id, record.turn, tuple(tokens))
+
+
+def _thought(opinion: Opinion | None, index: int) -> str:
+    if opinion is None:
+        return "probability and rank not measured"
+    rank = f"rank {opinion.ranks[index]}" if opinion.ranks else "rank not measured"
+    return f"probability {math.exp(opinion.logprobs[index]):.1%}, {rank}"
 
 
 def _places(steps: StepColumns) -> Iterator[tuple[str, str]]:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cloud_server.acceptance import Check, Judged
 from cloud_server.engine import Engine
 from cloud_server.jobs import Job, StepReport
-from cloud_server.scoring import SCORED_CHUNK, Scores, Scoring
+from cloud_server.scoring import Scores, Scoring
 from common.errors import (
     DeadlineError,
     InternalError,
@@ -23,8 +23,9 @@ from common.errors import (
     UnavailableError,
 )
 from common.lm.compatibility import stock_logits
+from common.lm.opinion import SCORED_CHUNK
 from common.lm.runner import LanguageModel
-from common.types import SamplingParams, StepTiming
+from common.types import Opinion, SamplingParams, StepTiming
 from tests.models import language_model
 
 BUDGET, CHUNK = 12, 4
@@ -311,7 +312,7 @@ def test_scores_are_the_stock_logits() -> None:
     bench.score()
     logits = stock_logits(bench.model.loaded, tokens)[-1]
     assert found[0].logits == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
-    assert found[0].text_logprobs == ()
+    assert found[0].opinion == Opinion(())
     assert bench.model.cache.sessions == ()
     bench.engine.score(Scoring([], [7], [], found.append, failed.append))
     bench.score()
@@ -329,7 +330,11 @@ def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
     bench.score()
     rows = stock_logits(bench.model.loaded, [*context, *text]).double().log_softmax(-1)
     expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
-    assert found[0].text_logprobs == pytest.approx(expected, abs=1e-4)
+    assert found[0].opinion.logprobs == pytest.approx(expected, abs=1e-4)
+    assert found[0].opinion.ranks == tuple(
+        1 + int((row > row[token]).sum())
+        for row, token in zip(rows[len(context) - 1 :], text, strict=False)
+    )
     assert bench.model.cache.sessions == ()
 
 

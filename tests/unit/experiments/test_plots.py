@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from common.types import Opinion
 from edge_client.experiments.exports import arms_csv, as_markdown, generations_csv
 from edge_client.experiments.plots import as_script, plots
 from edge_client.experiments.records import Percentiles, Record, record_from_steps
@@ -77,6 +79,10 @@ def spoken(steps: list[Step]) -> Record:
     return record_from_steps(unit("speculative", "p0"), (1,), steps, arrivals)
 
 
+def thought(_: Sequence[int], text: Sequence[int]) -> dict[str, Opinion]:
+    return {"target": Opinion((-0.5,) * len(text), (2,) * len(text))}
+
+
 def test_each_token_says_what_it_is() -> None:
     record = spoken(
         [
@@ -88,7 +94,7 @@ def test_each_token_says_what_it_is() -> None:
             verified(9, drafted=2, accepted=0, end=END),
         ]
     )  # fmt: skip
-    (view,) = views([record], lambda ids: [f"<{i}>" for i in ids], lambda _, out: [-0.5] * len(out))
+    (view,) = views([record], lambda ids: [f"<{i}>" for i in ids], thought)
     assert [token.kind for token in view.tokens] == [
         "accepted", "accepted", "bonus", "accepted", "recovered",
         "committed", "committed", "alone", "recovered",
@@ -97,13 +103,15 @@ def test_each_token_says_what_it_is() -> None:
     hint = view.tokens[4].hint
     assert "token 4, id 5: the target’s own token where a guess was rejected" in hint
     assert "after 1 accepted of 3; drafted in 4.00 ms, round trip 10.00 ms" in hint
-    assert "target’s probability 60.7%" in hint
+    assert hint.endswith(
+        "target: probability 60.7%, rank 2\ndraft model: probability and rank not measured"
+    )
 
 
 def test_what_is_not_known_of_a_token_says_so() -> None:
     record = spoken([verified(1, drafted=1, accepted=0, end=END)])
     (view,) = views([record], lambda ids: ["x"] * len(ids), None)
-    assert "target’s probability not measured; rank not measured" in view.tokens[0].hint
+    assert "target: probability and rank not measured" in view.tokens[0].hint
     assert views([record], None, None) == ()
 
 
