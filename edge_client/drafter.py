@@ -165,7 +165,6 @@ class Drafter:
                 next(steps)
             except StopIteration as ended:
                 opinion: Opinion = ended.value[1]
-                self.reset()
                 return opinion
 
     def _follow(self, history: list[int]) -> tuple[torch.Tensor, int]:
