@@ -18,7 +18,9 @@ from common.config import Config
 from common.detokenizer import Detokenizer
 from common.errors import OutriderError, UsageError
 from common.lm.precision import dtype_name
+from common.machine.limits import is_out_of_memory
 from common.machine.usage import BOOT, Usage, boot, read_usage
+from common.types import Opinion
 from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
 from edge_client.arms import ARM_NAMES
 from edge_client.credentials import refuse_clear_token
@@ -192,7 +194,12 @@ def _opinions(
     tokens = len(prompt_token_ids) + len(output_token_ids)
     if tokens > parts.context_length:
         return {}
-    opinions = {"draft model": parts.drafter.opinion(prompt_token_ids, output_token_ids)}
+    opinions: dict[str, Opinion] = {}
+    try:
+        opinions["draft model"] = parts.drafter.opinion(prompt_token_ids, output_token_ids)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
     with suppress(OutriderError):  # as below
         if parts.cloud is not None:
             opinions["target"] = parts.cloud.opinion(prompt_token_ids, output_token_ids)

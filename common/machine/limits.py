@@ -21,7 +21,7 @@ GB = 1024**3
 """A gigabyte of `memory_gb`, in bytes."""
 _REFUSALS = (
     *("can't allocate memory", "cannot allocate memory", "not enough memory"),
-    *("out of memory", "bad_alloc"),
+    *("out of memory", "bad_alloc", "can't start new thread"),
 )
 
 
