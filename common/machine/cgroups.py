@@ -87,6 +87,7 @@ def _limits(
 
 def _group(home: Path, limits: Mapping[str, str], pid: int, make: Make) -> Path | None:
     """Makes, or takes again, a group below `home` for `pid`; None where that is not permitted."""
+    _sweep(home)
     group = home / f"outrider-{pid}"
     new = not group.exists()
     try:
@@ -107,6 +108,15 @@ def _group(home: Path, limits: Mapping[str, str], pid: int, make: Make) -> Path 
                 return None
         return None
     return group
+
+
+def _sweep(home: Path) -> None:
+    """Removes empty groups whose processes were killed before they could leave."""
+    for group in home.glob("outrider-*"):
+        pid = group.name.rpartition("-")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            with suppress(OSError):
+                group.rmdir()
 
 
 def _enable(home: Path, limits: Mapping[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -114,3 +115,12 @@ def test_leaving_gives_the_process_back_to_where_it_was(tmp_path: Path) -> None:
     leave(groups, pid=7)
     assert (box / "cgroup.procs").read_text() == "7"
     assert not groups[0].exists()
+
+
+def test_groups_of_the_killed_are_swept_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    kernel = Kernel(tmp_path, "4:cpu,cpuacct:/\n")
+    kernel.group("cpu")
+    killed, living = (kernel.group(f"cpu/outrider-{pid}") for pid in (2**30, os.getpid()))
+    kernel.confine(1, None)
+    assert not killed.exists()
+    assert living.exists()
