@@ -16,10 +16,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 demo: install
 	$(BIN)/python demo/run.py
 
-# One of configs/experiments: make experiment NAME=all_arms. TARGET and DRAFT name another pair.
+# One of configs/experiments: make experiment NAME=all_arms. TARGET and DRAFT name another pair,
+# LIMIT how many of the prompts.
 experiment: install
 	$(BIN)/python demo/run.py --config configs/experiments/$(NAME).yaml \
-		$(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT))
+		$(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) \
+		$(if $(LIMIT),--limit $(LIMIT))
 
 test: lint typecheck
 	$(BIN)/python -m pytest

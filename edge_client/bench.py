@@ -214,8 +214,13 @@ def _heed_ends() -> Callable[[], bool]:
         came.set()
         signal.default_int_handler(number, frame)
 
+    def hear(lost: sys.UnraisableHookArgs) -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):  # that one is noted, and asked for
+            sys.__unraisablehook__(lost)
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, note_and_raise)
+    sys.unraisablehook = hear
     return came.is_set
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -66,33 +66,62 @@ class MachineWatch:
             found.append(
                 f"busy before the run began: load average {first.load:.1f} on {first.cores} cores"
             )
+        lasting: list[_Trouble] = []
         for (_, since, before), (_, until, now) in pairwise(self._samples):
-            span = f"between {since:.0f} and {until:.0f} s"
-            found += [f"{what} {span}" for what in _between(before, now, until - since)]
-            if first.clock_mhz and now.clock_mhz and now.clock_mhz < SLOWED * first.clock_mhz:
-                found.append(
-                    f"the clock fell from {first.clock_mhz:.0f} to {now.clock_mhz:.0f} MHz {span}"
-                )
-        return found
+            for words, size in _between(first, before, now, until - since):
+                same = (t for t in lasting if (t.words, t.until_s) == (words, since))
+                trouble = next(same, None)
+                if trouble is None:
+                    lasting.append(_Trouble(words, since, until, [size]))
+                else:
+                    trouble.until_s = until
+                    trouble.sizes.append(size)
+        return found + [trouble.told() for trouble in lasting]
 
 
-def _between(before: Reading, now: Reading, seconds: float) -> list[str]:
-    found = []
+@dataclass(slots=True)
+class _Trouble:
+    """Is what went on from one reading to the next, or longer; `sizes` has one for each span."""
+
+    words: str  # with a place for the size
+    since_s: float
+    until_s: float
+    sizes: list[str]
+
+    def told(self) -> str:
+        least, most = min(self.sizes, key=_size), max(self.sizes, key=_size)
+        size = least if least == most else f"{least} to {most}"
+        return f"{self.words.format(size)} between {self.since_s:.0f} and {self.until_s:.0f} s"
+
+
+def _size(told: str) -> float:
+    return float(told.rstrip("%") or 0)
+
+
+def _between(
+    first: Reading, before: Reading, now: Reading, seconds: float
+) -> Iterator[tuple[str, str]]:
+    """Yields what was amiss between two readings, and how much."""
     everything = _grown(before.all_s, now.all_s)
     stolen, busy = _grown(before.stolen_s, now.stolen_s), _grown(before.busy_s, now.busy_s)
     ours = _grown(before.ours_s, now.ours_s)
     if stolen is not None and everything and stolen / everything > STOLEN:
-        found.append(f"the hypervisor took {stolen / everything:.0%} of the processor")
+        yield "the hypervisor took {} of the processor", f"{stolen / everything:.0%}"
     if busy is not None and ours is not None and seconds > 0:
         others = (busy - ours) / seconds
         if others > BUSY_CORES:
-            found.append(f"other programs used {others:.1f} cores")
+            yield "other programs used {} cores", f"{others:.1f}"
     held = _grown(before.throttled_s, now.throttled_s)
-    if held:
-        found.append(f"the processor quota held this process back for {held:.1f} s")
+    if held and seconds > 0:
+        share = f"{held / seconds:.0%}"
+        yield "the processor quota held this process back for {} of the time", share
     if _grown(before.heat_events, now.heat_events):
-        found.append("a core was throttled for its heat")
-    return found
+        yield "a core was throttled for its heat", ""
+    if first.clock_mhz and now.clock_mhz and now.clock_mhz < SLOWED * first.clock_mhz:
+        yield (
+            f"the clock fell from {first.clock_mhz:.0f} to {{}} MHz",
+            f"{now.clock_mhz:.0f}",
+        )
 
 
 def _grown(before: float | None, now: float | None) -> float | None:

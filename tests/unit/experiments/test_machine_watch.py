@@ -28,8 +28,8 @@ def noticed(*readings: Reading) -> list[str]:
     clock = FakeClock()
     waiting = list(readings)
     watch = MachineWatch(lambda: waiting.pop(0), clock)
-    for when in ("before", "after")[: len(readings)]:
-        watch.sample(when)
+    for _ in readings:
+        watch.sample("at some time")
         clock.advance_ms(10_000)
     told: list[str] = watch.told()["noticed"]
     return told
@@ -45,7 +45,7 @@ def test_a_quiet_machine_says_nothing() -> None:
     [
         ({"stolen_s": 1.0}, "the hypervisor took 5% of the processor between 0 and 10 s"),
         ({"busy_s": 65.0}, "other programs used 1.5 cores between 0 and 10 s"),
-        ({"throttled_s": 2.0}, "the processor quota held this process back for 2.0 s between 0"),
+        ({"throttled_s": 2.0}, "the processor quota held this process back for 20% of the time"),
         ({"heat_events": 4}, "a core was throttled for its heat between 0 and 10 s"),
         ({"clock_mhz": 1500.0}, "the clock fell from 3000 to 1500 MHz between 0 and 10 s"),
     ],
@@ -53,6 +53,14 @@ def test_a_quiet_machine_says_nothing() -> None:
 def test_trouble_is_said_with_its_size(change: dict[str, float], said: str) -> None:
     (found,) = noticed(QUIET, replace(LATER, **change))  # type: ignore[arg-type]
     assert found.startswith(said)
+
+
+def test_what_lasts_is_said_once_from_its_least_to_its_most() -> None:
+    busy = [replace(QUIET, busy_s=40 + at, ours_s=30) for at in (0, 20, 32, 33, 50)]
+    assert noticed(*busy) == [
+        "other programs used 1.2 to 2.0 cores between 0 and 20 s",
+        "other programs used 1.7 cores between 30 and 40 s",
+    ]
 
 
 def test_a_busy_start_is_said() -> None:
