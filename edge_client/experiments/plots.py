@@ -1,7 +1,8 @@
 """The interactive plots of the report, as data: assets/report.js draws them with Chart.js.
 
 A plot has `kind` (line, scatter, bar), axis titles and `series`; a series names a colour of
-the page's style sheet, and holds `points` or, of a bar plot, `values` with `intervals`.
+the page's style sheet, or one for each bar, and holds `points` or, of a bar plot, `values`
+with `intervals`.
 """
 
 from __future__ import annotations
@@ -37,9 +38,12 @@ _PARTS |= {"target_compute": "cloud-optimized", "other": "other"}
 def plots(summary: Numbers, records: Sequence[Record]) -> list[Plot]:
     """Returns the plots that have something to show, each with a title and a caption."""
     whole = [record for record in records if record.error is None]
+    arms = list(summary["arms"])
     made = [
-        _distribution("speeds", "Tokens a second, generation by generation", "tokens/s", whole),
-        _distribution("gaps", "Time per output token (TPOT)", "ms", whole),
+        _distribution(
+            "speeds", "Tokens a second, generation by generation", "tokens/s", whole, arms
+        ),
+        _distribution("gaps", "Time per output token (TPOT)", "ms", whole, arms),
         _time(summary["arms"]),
         _by_category(summary),
         _rtt_over_run(whole),
@@ -59,13 +63,15 @@ def as_script(found: Sequence[Plot]) -> Markup:
     return Markup(text)  # escaped above, by the rules of JSON instead of HTML
 
 
-def _distribution(name: str, title: str, unit: str, records: Sequence[Record]) -> Plot | None:
+def _distribution(
+    name: str, title: str, unit: str, records: Sequence[Record], arms: Sequence[str]
+) -> Plot | None:
     read: Callable[[Record], float | None] = {
         "speeds": lambda r: r.tokens_per_s,
         "gaps": lambda r: None if r.tpot_s is None else 1e3 * r.tpot_s,
     }[name]
     series = []
-    for arm in dict.fromkeys(record.arm for record in records):
+    for arm in arms:
         values = [v for record in records if record.arm == arm and (v := read(record)) is not None]
         if values:
             series.append({"name": arm, "colour": _colour(arm), "points": _shares(values)})
@@ -128,7 +134,7 @@ def _by_category(summary: Numbers) -> Plot | None:
         x="acceptance",
         y="",
         labels=[f"{name} ({categories[name]['prompts']})" for name in rates],
-        series=[_bars(SPLIT, SPLIT, list(rates.values()))],
+        series=[_bars(SPLIT, [SPLIT], list(rates.values()))],
         flat=True,
     )
 
@@ -169,15 +175,15 @@ def _cost(arms: Numbers, key: str, title: str, unit: str) -> Plot | None:
         x=unit,
         y="",
         labels=list(known),
-        series=[_bars(title, SPLIT, list(known.values()))],
+        series=[_bars(title, list(known), list(known.values()))],
         flat=True,
     )
 
 
-def _bars(name: str, arm: str, estimates: Sequence[Numbers]) -> dict[str, Any]:
+def _bars(name: str, arms: Sequence[str], estimates: Sequence[Numbers]) -> dict[str, Any]:
     return {
         "name": name,
-        "colour": _colour(arm),
+        "colour": [_colour(arm) for arm in arms],
         "values": [estimate["value"] for estimate in estimates],
         "intervals": [estimate["ci95"] for estimate in estimates],
     }

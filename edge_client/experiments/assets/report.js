@@ -5,6 +5,7 @@
   const root = document.documentElement;
   const colour = (name) => getComputedStyle(root).getPropertyValue(`--${name}`).trim();
   const drawn = [];
+  Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 
   // The 95 % interval of each bar, as a line across its end.
   const whiskers = {
@@ -48,7 +49,8 @@
   }
 
   function dataset(series, plot) {
-    const ink = colour(series.colour);
+    const inks = [].concat(series.colour).map(colour);
+    const ink = inks.length > 1 ? inks : inks[0];
     const set = { label: series.name, borderColor: ink, backgroundColor: ink };
     if (plot.kind === "bar") {
       return { ...set, data: series.values, intervals: series.intervals, borderWidth: 0, maxBarThickness: 42 };
@@ -60,9 +62,17 @@
     };
   }
 
+  // The end of the longest interval, which the library does not know of.
+  function reach(plot) {
+    const ends = plot.series.flatMap((series) => series.intervals || []).filter(Boolean);
+    return ends.length ? Math.max(...ends.map(([, high]) => high)) : undefined;
+  }
+
   function axis(title, plot, which) {
     const grid = colour("line"), soft = colour("soft");
+    const measured = which === (plot.flat ? "x" : "y");
     return {
+      suggestedMax: measured ? reach(plot) : undefined,
       title: { display: Boolean(title), text: title, color: soft },
       ticks: { color: soft, maxRotation: 50 },
       grid: { color: grid }, border: { color: grid },
