@@ -194,7 +194,7 @@ def _plot(name: str, title: str, caption: str, **more: Any) -> Plot:
 
 
 def _colour(arm: str) -> str:
-    return _COLOURS.get(kind_of(arm), "soft") if kind_of(arm) == arm else "cloud-assisted"
+    return _COLOURS.get(kind_of(arm), "soft") if kind_of(arm) == arm else "soft"
 
 
 def _value(estimate: Numbers | None) -> float:
