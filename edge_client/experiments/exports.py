@@ -7,7 +7,13 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edge_client.experiments.figures import answer, identity_line, idle_line, self_check_line
+from edge_client.experiments.figures import (
+    SPLIT,
+    answer,
+    identity_line,
+    idle_line,
+    self_check_line,
+)
 from edge_client.experiments.records import Record
 from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.table import warnings
@@ -36,6 +42,7 @@ def as_markdown(summary: Summary) -> str:
     )
     if summary["categories"]:
         header = ["category", "prompts", *(f"{arm} tokens/s" for arm in summary["arms"])]
+        header.append("acceptance")
         lines += ["", "## By category", "", *_table(header, _categories(summary))]
     notes = [identity_line(summary), idle_line(summary)]
     notes += [self_check_line(check) for check in summary["self_checks"]]
@@ -96,6 +103,7 @@ def _categories(summary: Summary) -> list[list[str]]:
     return [
         [name, str(one["prompts"])]
         + [_interval(one["arms"][arm]["tokens_per_s"]) for arm in summary["arms"]]
+        + [_interval(one["arms"].get(SPLIT, {}).get("acceptance_rate"))]
         for name, one in summary["categories"].items()
     ]
 

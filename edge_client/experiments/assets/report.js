@@ -74,7 +74,7 @@
     return {
       suggestedMax: measured ? reach(plot) : undefined,
       title: { display: Boolean(title), text: title, color: soft },
-      ticks: { color: soft, maxRotation: 50 },
+      ticks: { color: soft, maxRotation: 50, autoSkip: measured || plot.kind !== "bar" },
       grid: { color: grid }, border: { color: grid },
       beginAtZero: plot.kind === "bar" || which === "y", stacked: Boolean(plot.stacked),
     };
