@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from common import config as configuration
 
-DEMO = Path(__file__).resolve().parent
+DEMO = Path(os.path.relpath(Path(__file__).parent))  # as the report repeats it
 
 
 @contextmanager
