@@ -42,6 +42,32 @@ def test_long_distributions_are_thinned_and_keep_their_ends() -> None:
     assert points[-1] == {"x": pytest.approx(600), "y": 1}
 
 
+def test_times_per_token_are_milliseconds_of_whole_generations() -> None:
+    records = [replace(r, tpot_s=0.002 + i / 1e4) for i, r in enumerate(run()) if r.arm == "edge"]
+    failed = replace(records[0], error="UNAVAILABLE: gone", tpot_s=9.0)
+    (edge,) = drawn([*records, failed])["plot-gaps"]["series"]
+    assert [point["x"] for point in edge["points"]] == pytest.approx([2, 2.4, 2.8, 3.2, 3.6, 4])
+
+
+def test_bars_have_the_colours_of_their_arms() -> None:
+    found = drawn(run())["plot-bytes_per_token"]
+    colours = dict(zip(found["labels"], found["series"][0]["colour"], strict=True))
+    assert colours["cloud"] == "cloud"
+    assert colours["cloud_optimized"] == "cloud-optimized"
+    assert colours["speculative"] == "speculative"
+
+
+def test_a_token_s_time_is_stacked_by_its_parts() -> None:
+    found, arms = drawn(run())["plot-time"], summary_of(run())["arms"]
+    stacked = {series["name"]: series["values"] for series in found["series"]}
+    for at, arm in enumerate(found["labels"]):
+        parts = arms[arm]["ms_per_token"]
+        for name in ("draft", "target compute"):
+            part = parts[name.replace(" ", "_")]
+            assert stacked[name][at] == pytest.approx(part["value"] if part else 0)
+    assert sum(map(sum, stacked.values())) > 0
+
+
 def test_round_trips_stand_where_they_happened() -> None:
     records = [
         replace(record, started_s=float(i), rtt_ms=Percentiles(1.0 + i, 2.0 + i, 3.0))
@@ -100,12 +126,25 @@ def test_each_token_says_what_it_is() -> None:
         "committed", "committed", "alone", "recovered",
     ]  # fmt: skip
     assert [token.text for token in view.tokens] == [f"<{i}>" for i in range(1, 10)]
+    assert "\nguess 2 of 2; drafted in" in view.tokens[1].hint
     hint = view.tokens[4].hint
     assert "token 4, id 5: the target’s own token where a guess was rejected" in hint
     assert "after 1 accepted of 3; drafted in 4.00 ms, round trip 10.00 ms" in hint
     assert hint.endswith(
         "target: probability 60.7%, rank 2\ndraft model: probability and rank not measured"
     )
+
+
+def test_the_first_generations_of_speculative_are_shown_and_no_others() -> None:
+    first = spoken([verified(1, drafted=1, accepted=0, end=END)])
+    others = [
+        replace(first, repeat=1, prompt_id="again"),
+        replace(first, arm="cloud", prompt_id="alone"),
+        replace(first, error="UNAVAILABLE: gone", prompt_id="gone"),
+    ]
+    more = [replace(first, prompt_id=f"p{i}") for i in range(1, 9)]
+    found = views([*others, first, *more], lambda ids: ["x"] * len(ids), None)
+    assert [view.prompt_id for view in found] == ["p0", "p1", "p2", "p3"]
 
 
 def test_what_is_not_known_of_a_token_says_so() -> None:
