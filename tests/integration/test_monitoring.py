@@ -149,5 +149,6 @@ def test_the_client_serves_what_it_counts() -> None:
         metrics.observe(run()[3])
     counted = exposed(generate_latest(metrics.registry).decode())
     assert counted["outrider_edge_rounds_total"] == [{"arm": "speculative"}]
-    with pytest.raises(ConfigError, match=r"edge\.metrics_listen = 'nowhere': write it as"):
-        serving_metrics("nowhere").__enter__()
+    for address in ("nowhere", "127.0.0.1:70000"):
+        with pytest.raises(ConfigError, match=rf"edge\.metrics_listen = '{address}': write it as"):
+            serving_metrics(address).__enter__()

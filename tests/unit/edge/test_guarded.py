@@ -6,12 +6,16 @@ import faulthandler
 import json
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from common.errors import UsageError
+from edge_client import guarded as module
 from edge_client.guarded import RUNNING, guarded
 
 
@@ -89,3 +93,44 @@ def test_a_bench_that_was_asked_to_end_is_not_begun_again(tmp_path: Path, how: i
         return 0
 
     assert guarded(run, tmp_path, resume=False) == 128 + how
+
+
+def test_the_control_groups_of_the_child_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removed: list[int] = []
+    monkeypatch.setattr(module, "remove", removed.append)
+
+    def run(_: Mapping[str, str], __: bool) -> int:
+        (tmp_path / "pid").write_text(str(os.getpid()))
+        return 0
+
+    guarded(run, tmp_path, resume=False)
+    assert removed == [int((tmp_path / "pid").read_text())]
+
+
+def test_a_bench_does_not_outlive_whoever_started_it(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, signal\n"
+        "from edge_client.guarded import guarded\n"
+        "def run(ended, resume):\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    signal.pause()\n"
+        "guarded(run, pathlib.Path('.'), resume=False)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+    ) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+        try:
+            rest, _ = parent.communicate(timeout=20)  # to the end of all that could write there
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        assert rest == ""
