@@ -10,11 +10,18 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test fuzz chaos soak lint typecheck install install-dev errors-doc proto lock train \
+.PHONY: demo experiment test fuzz chaos soak lint typecheck install install-dev errors-doc proto lock train \
 	clean
 
 demo: install
 	$(BIN)/python demo/run.py
+
+# One of configs/experiments: make experiment NAME=all_arms. TARGET and DRAFT name another pair,
+# LIMIT how many of the prompts.
+experiment: install
+	$(BIN)/python demo/run.py --config configs/experiments/$(NAME).yaml \
+		$(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) \
+		$(if $(LIMIT),--limit $(LIMIT))
 
 test: lint typecheck
 	$(BIN)/python -m pytest

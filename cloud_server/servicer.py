@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -24,6 +25,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
+from common.machine.usage import read_usage
 from common.types import AheadTokens, Draft, GenerateMode, Verdict
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
@@ -230,7 +232,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             client_of(context),
             self._deadline(context),
         )
-        return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
+        opinion = scores.opinion
+        return pb.ScoreResponse(
+            logits=scores.logits, text_logprobs=opinion.logprobs, text_ranks=opinion.ranks
+        )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """Returns the payload."""
@@ -242,5 +247,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.ServerInfo:
-        """Describes this server."""
-        return wire.info_to_proto(self._host.info)
+        """Describes this server, with what it has used so far."""
+        info = self._host.info
+        used = read_usage(info.device.partition(" ")[0]).to_texts()
+        return wire.info_to_proto(replace(info, environment={**info.environment, **used}))

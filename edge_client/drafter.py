@@ -11,11 +11,12 @@ import torch
 from common import PROTOCOL_VERSION
 from common.config import EdgeSection
 from common.lm.loading import load
+from common.lm.opinion import opinion_steps
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
 from common.lm.sampling import Context
 from common.lm.threads import set_threads
-from common.types import DraftDistribution, Peer, SamplingParams
+from common.types import DraftDistribution, Opinion, Peer, SamplingParams
 from edge_client.guess import confidence, coupled_guess, drawn_guess, is_sure
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 
@@ -154,6 +155,17 @@ class Drafter:
             cut = len(tokens) < end and interrupted()
         guesses = tuple(tokens[len(history) :])
         return Drafted(guesses, tuple(distributions), sure and bool(guesses), cut, num_read)
+
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion:
+        """Says what the draft model thinks of a text after `context`, and forgets everything."""
+        self.reset()
+        steps = opinion_steps(self.model, self._session, context, text, PREFILL_CHUNK)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                opinion: Opinion = ended.value[1]
+                return opinion
 
     def _follow(self, history: list[int]) -> tuple[torch.Tensor, int]:
         """Brings the cache in step; returns the logits `[1, vocab]` after the last token.

@@ -16,7 +16,7 @@ import pytest
 from common.config import Config
 from common.errors import InternalError, OutriderError, OverloadedError
 from common.types import FinishReason
-from edge_client import arms, cli
+from edge_client import arms, cli, parser
 from edge_client.cli import main
 from edge_client.steps import Step
 from tests.models import Pair
@@ -34,7 +34,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, *argv: str) -> Config:
         seen.append(config)
         return 0
 
-    monkeypatch.setattr(cli, "_generate", keep)
+    monkeypatch.setattr(parser, "generate_command", keep)
     assert main(["generate", "--draft", "d", "--prompt", "p", *argv]) == 0
     return seen[0]
 
@@ -68,7 +68,7 @@ def test_the_files_of_security_have_flags_where_a_server_is_asked(command: list[
     name, *rest = command
     draft = [] if name == "ping" else ["--draft", "d"]
     argv = [name, *rest, *draft, "--tls-ca", "yes", "--token-file", "a b: #c"]
-    security = cli._configuration(cli._parser().parse_args(argv)).security
+    security = cli._configuration(parser.build_parser().parse_args(argv)).security
     assert (security.tls_ca, security.token_file) == ("yes", "a b: #c")
 
 

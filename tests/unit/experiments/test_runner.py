@@ -16,6 +16,7 @@ import pytest
 from common.errors import HandshakeError, PromptError, UnavailableError, UsageError
 from common.types import FinishReason, SamplingParams, StopParams
 from edge_client.arms import GenerationRequest
+from edge_client.experiments.machine_watch import Reading
 from edge_client.experiments.runner import BenchPlan, BenchResult, run_bench
 from edge_client.steps import Step
 from tests.unit.experiments.fakes import FakeArm, FakeClock, FakeEncoder, piece, streamed, verified
@@ -55,12 +56,16 @@ class Bench:
         repeats: int = 1,
         out: Path | None = None,
         trace: bool = False,
+        resume: Path | None = None,
+        ended: dict[str, str] | None = None,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
         played = SCRIPTS | (scripts or {})
         self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in NAMES}
+        named: dict[str, Any] = {"environment": {"device": "cpu"}, "machine": lambda: Reading(2)}
+        named |= more
         return run_bench(
             BenchPlan(
                 prompts=file,
@@ -70,16 +75,17 @@ class Bench:
                 limit=limit,
                 repeats=repeats,
                 trace=trace,
+                resume=resume,
+                ended=ended or {},
             ),
             list(self.arms.values()),
             FakeEncoder(),
             context_length=context_length,
             draft_dtype="float32",
             target_dtype="float32",
-            environment={"device": "cpu"},
             clock=self.clock,
             stderr=self.stderr,
-            **more,
+            **named,
         )
 
     @property
@@ -109,8 +115,12 @@ def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
     assert [r["order"] for r in bench.records] == list(range(32))
     assert {r["run_id"] for r in bench.records} == {bench.summary["run_id"]}
     assert sorted(p.name for p in bench.out.iterdir()) == [
+        "arms.csv",
+        "generations.csv",
         "records.jsonl",
         "report.html",
+        "report.md",
+        "run.json",
         "summary.json",
     ]
 
