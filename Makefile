@@ -72,7 +72,7 @@ lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet $(TORCH)
-	build/lock/bin/pip install --quiet '.[cloud]'
+	build/lock/bin/pip install --quiet '.[cloud,edge]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements.lock
 	build/lock/bin/pip install --quiet '.[dev]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock

@@ -1,4 +1,4 @@
-"""`make demo`: a cloud and an edge, two processes over real gRPC, on the bundled pair."""
+"""`make demo`, `outrider-demo`: a cloud and an edge, two processes, on the bundled pair."""
 
 from __future__ import annotations
 
@@ -42,7 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the records go; default: runs/<time>")
     parser.add_argument("--limit", type=int, help="how many of the prompts; default: all")
+    parser.add_argument(
+        "--path",
+        action="store_true",
+        help="only print where target, draft and prompts.jsonl of the bundled pair are",
+    )
     options = parser.parse_args(argv)
+    if options.path:
+        print(DEMO)
+        return 0
     with cloud_server(Path("runs/demo-cloud.log")) as address:
         print(f"cloud: {address}, one process; edge: another", file=sys.stderr)
         command = [sys.executable, "-m", "edge_client", "bench", "--server", address]
