@@ -10,8 +10,8 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test fuzz chaos soak lint typecheck install install-dev errors-doc proto lock train \
-	clean
+.PHONY: demo test fuzz chaos soak compose-test slurm-test wheel-test lint typecheck install \
+	install-dev errors-doc proto lock train clean
 
 demo: install
 	$(BIN)/python demo/run.py
@@ -28,6 +28,17 @@ chaos: install-dev
 
 soak: install-dev
 	$(BIN)/python -m tests.robustness.soak --seconds 600 --clients 32
+
+# deploy/tests, which needs more than a clean machine: a container engine and compose; slurmctld,
+# slurmd and root; a package index and some minutes.
+compose-test: install-dev
+	TORCH='$(TORCH)' $(BIN)/python -m pytest --timeout 1200 deploy/tests/test_compose.py
+
+slurm-test: install-dev
+	$(BIN)/python -m pytest --timeout 1200 deploy/tests/test_slurm.py
+
+wheel-test: install-dev
+	TORCH='$(TORCH)' $(BIN)/python -m pytest --timeout 1200 deploy/tests/test_wheel.py
 
 lint: install-dev
 	$(BIN)/ruff check .
