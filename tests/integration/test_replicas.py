@@ -1,0 +1,106 @@
+"""Two replicas behind one address: sessions spread, one is killed, every output is the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.processes import Server, edge, edge_running, serving, wait_for_records
+from tests.models import Pair
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = 16
+SAMPLED = ["--max-new-tokens", "60", "--ignore-eos", "--temperature", "0.9", "--seed", "5"]
+
+
+@pytest.fixture
+def replicas(tiny_pair: Pair) -> Iterator[tuple[Server, Server]]:
+    with ExitStack() as stack:
+        first, second = (stack.enter_context(serving(tiny_pair.target)) for _ in range(2))
+        yield first, second
+
+
+@contextmanager
+def round_robin(replicas: tuple[Server, Server], folder: Path) -> Iterator[str]:
+    """Is the client's own: a name with two addresses, as a headless service has."""
+    yield "ipv4:" + ",".join(replica.address for replica in replicas)
+
+
+@contextmanager
+def nginx(replicas: tuple[Server, Server], folder: Path) -> Iterator[str]:
+    """Runs nginx with deploy/nginx/outrider.conf, on free ports."""
+    program = shutil.which("nginx") or shutil.which("/usr/sbin/nginx")
+    if program is None:
+        pytest.skip("nginx is not here; install it to test what stands before replicas")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    ours = (ROOT / "deploy" / "nginx" / "outrider.conf").read_text()
+    for port, there in (("50050", address), ("50051", replicas[0].address)):
+        ours = ours.replace(f"127.0.0.1:{port}", there)
+    ours = ours.replace("127.0.0.1:50052", replicas[1].address)
+    paths = "".join(
+        f"{kind}_temp_path {folder};\n"
+        for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+    )
+    (folder / "nginx.conf").write_text(
+        f"daemon off; pid {folder}/pid; error_log stderr;\n"
+        f"events {{}}\nhttp {{\naccess_log off;\n{paths}{ours}}}\n"
+    )
+    command = [program, "-p", str(folder), "-e", "stderr", "-c", str(folder / "nginx.conf")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            yield address
+        finally:
+            running.terminate()
+            running.communicate()
+
+
+def opened(replica: Server) -> float:
+    """Returns how many sessions a replica has opened."""
+    with urllib.request.urlopen(f"http://{replica.metrics}/metrics") as page:
+        counted = re.findall(
+            r"^outrider_sessions_opened_total\{.*\} (\S+)$", page.read().decode(), re.M
+        )
+    return sum(map(float, counted))
+
+
+def texts(folder: Path) -> list[list[int]]:
+    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    assert [record["error"] for record in records] == [None] * len(records)
+    return [record["output_token_ids"] for record in records]
+
+
+@pytest.mark.parametrize("before", [round_robin, nginx])
+def test_sessions_spread_and_a_killed_replica_changes_no_text(
+    before: Callable[[tuple[Server, Server], Path], AbstractContextManager[str]],
+    replicas: tuple[Server, Server],
+    tiny_pair: Pair,
+    tmp_path: Path,
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"The {n}"}) + "\n" for n in range(PROMPTS)))
+    shared = ["--draft", str(tiny_pair.draft), "--prompts", str(prompts), "--arms", "speculative"]
+    bench = ["bench", *shared, *SAMPLED]
+    kept, doomed = replicas
+    edge(*bench, "--server", kept.address, "--out", str(tmp_path / "alone"))
+    alone = opened(kept)
+    with before(replicas, tmp_path) as address:
+        out = tmp_path / "behind"
+        with edge_running(*bench, "--server", address, "--out", str(out)) as running:
+            wait_for_records(out, PROMPTS // 2, running)
+            assert opened(kept) > alone
+            assert opened(doomed) > 0
+            doomed.kill()
+            _, said = running.communicate(timeout=90)
+    assert running.returncode == 0, said
+    assert texts(out) == texts(tmp_path / "alone")
