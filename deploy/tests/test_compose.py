@@ -123,13 +123,15 @@ def test_a_text_outlives_the_cloud_container(compose: Compose) -> None:
     assert undisturbed.returncode == 0, said
     with compose.generating() as disturbed:
         assert disturbed.stdout is not None
-        begun = disturbed.stdout.read(20)  # under way: some of it is here
+        assert disturbed.stderr is not None
+        written = disturbed.stdout.read(20)  # under way: some of it is here
         compose("kill", "cloud")
         assert disturbed.poll() is None
         compose("up", "-d", "--no-build", "cloud")
-        rest, said = disturbed.communicate(timeout=110)
+        written += disturbed.stdout.read()
+        said = disturbed.stderr.read()
     assert disturbed.returncode == 0, said
-    assert begun + rest == whole
+    assert written == whole
 
 
 def test_a_link_stands_between_them_where_it_is_asked_for(compose: Compose) -> None:

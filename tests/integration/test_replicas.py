@@ -9,7 +9,7 @@ import socket
 import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,15 +18,33 @@ from tests.integration.processes import Server, edge, edge_running, serving, wai
 from tests.models import Pair
 
 ROOT = Path(__file__).parents[2]
-PROMPTS = 16
-SAMPLED = ["--max-new-tokens", "60", "--ignore-eos", "--temperature", "0.9", "--seed", "5"]
+PROMPTS = 8
+SAMPLED = ["--max-new-tokens", "40", "--ignore-eos", "--temperature", "0.9", "--seed", "5"]
 
 
 @pytest.fixture
-def replicas(tiny_pair: Pair) -> Iterator[tuple[Server, Server]]:
-    with ExitStack() as stack:
-        first, second = (stack.enter_context(serving(tiny_pair.target)) for _ in range(2))
-        yield first, second
+def replicas(server: Server, tiny_pair: Pair) -> Iterator[tuple[Server, Server]]:
+    with serving(tiny_pair.target) as doomed:
+        yield server, doomed
+
+
+@pytest.fixture(scope="module")
+def bench(tiny_pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """A bench of as many sessions as there are prompts; lacks a server and a folder."""
+    prompts = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"The {n}"}) + "\n" for n in range(PROMPTS)))
+    shared = ["--draft", str(tiny_pair.draft), "--prompts", str(prompts), "--arms", "speculative"]
+    return ["bench", *shared, *SAMPLED]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    server: Server, bench: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[list[int]]:
+    """What one server alone has written."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    edge(*bench, "--server", server.address, "--out", str(out))
+    return texts(out)
 
 
 @contextmanager
@@ -84,23 +102,19 @@ def texts(folder: Path) -> list[list[int]]:
 def test_sessions_spread_and_a_killed_replica_changes_no_text(
     before: Callable[[tuple[Server, Server], Path], AbstractContextManager[str]],
     replicas: tuple[Server, Server],
-    tiny_pair: Pair,
+    bench: list[str],
+    alone: list[list[int]],
     tmp_path: Path,
 ) -> None:
-    prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": f"The {n}"}) + "\n" for n in range(PROMPTS)))
-    shared = ["--draft", str(tiny_pair.draft), "--prompts", str(prompts), "--arms", "speculative"]
-    bench = ["bench", *shared, *SAMPLED]
     kept, doomed = replicas
-    edge(*bench, "--server", kept.address, "--out", str(tmp_path / "alone"))
-    alone = opened(kept)
+    opened_before = opened(kept)
     with before(replicas, tmp_path) as address:
         out = tmp_path / "behind"
         with edge_running(*bench, "--server", address, "--out", str(out)) as running:
             wait_for_records(out, PROMPTS // 2, running)
-            assert opened(kept) > alone
+            assert opened(kept) > opened_before
             assert opened(doomed) > 0
             doomed.kill()
             _, said = running.communicate(timeout=90)
     assert running.returncode == 0, said
-    assert texts(out) == texts(tmp_path / "alone")
+    assert texts(out) == alone

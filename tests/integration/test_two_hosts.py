@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.namespaces import Host, NotPermittedError, two_hosts
-from tests.integration.processes import edge, edge_running, serving
+from tests.integration.processes import Server, edge_running, generate, serving
 from tests.models import Pair
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "make_certs.sh"
@@ -27,7 +27,7 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 
 
 def test_a_text_outlives_a_cut_cable(
-    hosts: tuple[Host, Host], tiny_pair: Pair, tmp_path: Path
+    hosts: tuple[Host, Host], server: Server, tiny_pair: Pair, tmp_path: Path
 ) -> None:
     cloud, client = hosts
     certs = tmp_path / "certs"
@@ -39,22 +39,23 @@ def test_a_text_outlives_a_cut_cable(
         *("--set", f"security.tls_key={certs}/server.key"),
         *("--set", f"security.token_file={certs}/tokens"),
     ]
-    asking = ["--draft", str(tiny_pair.draft), "--prompt", "abc", *LONG]
     with serving(
         tiny_pair.target, "--listen", f"{cloud.address}:0", *security, within=cloud.within
-    ) as server:
-        assert server.address.startswith(cloud.address)
+    ) as far:
+        assert far.address.startswith(cloud.address)
         trusting = ["--tls-ca", f"{certs}/ca.pem", "--token-file", f"{certs}/tokens"]
-        command = ["generate", "--server", server.address, *trusting, *asking]
+        asking = ["--draft", str(tiny_pair.draft), "--prompt", "abc", *LONG]
+        command = ["generate", "--server", far.address, *trusting, *asking]
         with edge_running(*command, within=client.within) as process:
             assert process.stdout is not None
-            begun = process.stdout.read(1)
+            assert process.stderr is not None
+            written = process.stdout.read(1)
             cloud.set_link("down")
             before = client.retransmitted()
             while client.retransmitted() < before + SENT_AGAIN:
                 assert process.poll() is None, "the text had ended before the cable was cut"
             cloud.set_link("up")
-            rest, said = process.communicate(timeout=90)
-        assert process.returncode == 0, said
-    with serving(tiny_pair.target) as near:
-        assert begun + rest == edge("generate", "--server", near.address, *asking).stdout
+            written += process.stdout.read()
+            said = process.stderr.read()
+            assert process.wait() == 0, said
+    assert written == generate(server.address, tiny_pair.draft, "abc", *LONG)["text"] + "\n"
