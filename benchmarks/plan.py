@@ -164,11 +164,11 @@ def table_of(held: Mapping[tuple[int, Setting], Held]) -> tuple[Table, int]:
 PAGE = """# The plan, held against measurement
 
 Made by `python -m benchmarks.plan`: {limit} bundled prompts, {tokens} new tokens each, greedy, on
-the bundled pair, edge and cloud on one machine with `outrider-link` between them. {turns} turns;
-medians over turns. In each turn one bench without a delay, at draft length 4 and waiting for every
-verdict, is read as `outrider-edge plan --records` reads it, and what comes of it predicts the
-twelve settings; the network's time is the calibration's own and the delay asked of the relay. The
-formula and every term are in [methods.md](../methods.md#plan).
+the bundled pair, edge and cloud on one machine with `outrider-link` between them. Turns: {turns},
+of which each figure is the median. In each turn one bench without a delay, at draft length 4 and
+waiting for every verdict, is read as `outrider-edge plan` reads `--records`, and what comes of it
+predicts the twelve settings; the network's time is the calibration's own and the delay asked of
+the relay. The formula and every term are in [methods.md](../methods.md#plan).
 
 {environment}
 

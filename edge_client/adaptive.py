@@ -50,7 +50,8 @@ class AdaptivePace:
         self._network_s: deque[float] = deque(maxlen=RECENT)
         self._edge_round_s: deque[float] = deque(maxlen=RECENT)
         self._received_ns: int | None = None  # when the verdict before came
-        self._rounds = 0
+        self._rounds = 0  # of this text
+        self._is_provisional = True  # what is known of the server's times, if anything
         self._undrafted = 0  # rounds since drafting was given up
         self._most_undrafted = 0.0  # and after how many it is tried again
         # At first asks at once for what the target itself would say, and drafts on meanwhile.
@@ -61,6 +62,16 @@ class AdaptivePace:
     def ahead(self) -> int:
         """How many drafts may be sent ahead of the oldest verdict awaited."""
         return self._ahead
+
+    def begin(self) -> None:
+        """Keeps what earlier texts have taught: link and models are the same."""
+        self._received_ns = None
+        self._rounds = 0
+
+    @property
+    def network_s(self) -> float:
+        """The network's time for a round, in seconds; 0 before the first."""
+        return max(0.0, median(self._network_s)) if self._network_s else 0.0
 
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""
@@ -78,7 +89,7 @@ class AdaptivePace:
             self._sending.draft_s.clear()
             self._undrafted = 0
         self._speeds.draft_s.append(draft_s)
-        if not self._rounds:
+        if not self._network_s:
             fitting = FIRST_DRAFT_S / draft_s - 1  # 1: the assumed bonus token
             self._length = max(
                 (length for length in self._lengths if length <= fitting), default=self._lengths[0]
@@ -94,9 +105,12 @@ class AdaptivePace:
         self._acceptance.add(drafted, accepted)
         self._network_s.append(max(0, step.elapsed_ns - step.timing.total_ns) / 1e9)
         self._rounds += 1
-        if self._rounds == 2:  # the first round waited for the prompt
+        takes_prompt = self._rounds == 1
+        if self._is_provisional and not takes_prompt:
             self._waiting.server, self._sending.server = _Line(), _Line()
-        if step.token_ids and not step.reconnects:  # else nothing was run, or the text so far
+            self._is_provisional = False
+        is_plain = bool(step.token_ids) and not step.reconnects  # else nothing was run, or more
+        if is_plain and (self._is_provisional or not takes_prompt):
             self._speeds.server.add(drafted + 1, _server_ns(step.timing, step) / 1e9)
         if before is not None and not step.ahead:
             self._edge_round_s.append(_elsewhere_ns(step, before) / 1e9)
@@ -105,15 +119,17 @@ class AdaptivePace:
 
     def situation(self, *, ahead: bool) -> Situation | None:
         """Returns what is known by now of one way; None before the first round."""
-        if not (self._waiting.server.is_known or self._sending.server.is_known):
-            return None
+        known = self._waiting.server.is_known or self._sending.server.is_known
+        return self._situation(ahead=ahead) if known else None
+
+    def _situation(self, *, ahead: bool) -> Situation:
         own, other = (self._sending, self._waiting) if ahead else (self._waiting, self._sending)
         draft_s = own.draft_s or other.draft_s
         fixed, each = (own if own.server.is_known else other).server.fit()
         return Situation(
             # The server alone decides where nothing was drafted yet.
             draft_s=median(draft_s) if draft_s else 0.0,
-            network_s=max(0.0, median(self._network_s)),
+            network_s=self.network_s,
             target_s=fixed,
             target_token_s=each,
             acceptance=self._acceptance.by_position(),
@@ -129,14 +145,14 @@ class AdaptivePace:
         if not (self._waiting.draft_s or self._sending.draft_s):
             self._length = min(1, longest)  # which tells
             return
-        situations = [self.situation(ahead=ahead) for ahead in (False, True)]
-        waiting, sending = (Paces(known, longest) for known in situations if known is not None)
+        known = [self._situation(ahead=ahead) for ahead in (False, True)]
+        waiting, sending = (Paces(situation, longest) for situation in known)
         if self._given_ahead is not None:
             paces = sending if self._given_ahead else waiting
             settings = [(paces, length, self._given_ahead) for length in self._lengths]
         else:
             settings = [(waiting, length, 0) for length in self._lengths]
-            near = median(self._network_s) < NEAR_S
+            near = self.network_s < NEAR_S
             if not near or self._waiting.server.rounds >= TRIED_ROUNDS:
                 settings += [
                     (sending, length, ahead)
@@ -144,7 +160,7 @@ class AdaptivePace:
                     for ahead in sending.drafts_ahead(length, MOST_AHEAD)
                     if ahead
                 ]
-        _, self._length, self._ahead = max(
+        rate, self._length, self._ahead = max(
             (paces.tokens_a_second(length, ahead), length, ahead)
             for paces, length, ahead in settings
         )
@@ -152,9 +168,7 @@ class AdaptivePace:
             return
         self._undrafted += 1
         self._most_undrafted = (
-            TRIED_AGAIN
-            * waiting.tokens_a_second(0, 0)
-            * median(self._waiting.draft_s or self._sending.draft_s)
+            TRIED_AGAIN * rate * median(self._waiting.draft_s or self._sending.draft_s)
         )
 
 

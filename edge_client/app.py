@@ -23,6 +23,7 @@ from edge_client.draft_length import FixedPace, Pace
 from edge_client.drafter import Drafter, EdgeModel
 from edge_client.policy import Doubt, DraftPolicy, Gate
 from edge_client.resume import ResilientCloud
+from edge_client.rivals import RunAheadPace
 from edge_client.text import TextEncoder
 from edge_client.transport import CloudConnection
 
@@ -128,7 +129,8 @@ def _pace(config: Config, server: ServerInfo | None) -> Pace:
     lengths = ADAPTIVE_LENGTHS if asked == "adaptive" else (asked,)
     most = lengths[-1] if server is None else server.max_draft_tokens
     if asked == "adaptive" or pipeline == "auto":
-        return AdaptivePace(lengths, most, None if pipeline == "auto" else pipeline)
+        pace = AdaptivePace(lengths, most, None if pipeline == "auto" else pipeline)
+        return RunAheadPace(pace) if config.network.run_ahead and not lengths[0] else pace
     return FixedPace(asked, most, pipeline)
 
 
@@ -137,7 +139,7 @@ def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
     verification = verification_params(config)
     drawn = verification.mode is VerificationMode.REJECTION
     return Drafting(
-        lambda: _pace(config, server),
+        _pace(config, server),
         DraftPolicy(
             candidates=drafting.candidates if drawn else None,
             min_confidence=drafting.confidence_threshold if drafting.stop == "confidence" else 0.0,

@@ -62,10 +62,10 @@ class Arm(Protocol):
 class Drafting:
     """States how many guesses are made a round, how, and by which rule they are judged.
 
-    Each text has a pace of its own, which `pace` makes: no run learns from another.
+    The pace is one for all texts: what it learns of link and models holds for the next.
     """
 
-    pace: Callable[[], Pace]
+    pace: Pace
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
     run_ahead: int = 0  # tokens the target may write alone while it waits for drafts
@@ -189,8 +189,9 @@ class Speculative:
         """Yields the confirmed tokens of a round at a time."""
         stopper = self.rule.stopper(request)
         self.drafter.reset()
+        self.drafting.pace.begin()
         ahead = self.drafting.run_ahead
-        session = ClientSession(request.prompt_token_ids, runs_ahead=ahead > 0)
+        session = ClientSession(request.prompt_token_ids, run_ahead=ahead)
         opening = replace(
             _opening(self.peer, request),
             verification=self.drafting.verification,
@@ -202,7 +203,7 @@ class Speculative:
                 self.drafter,
                 stream,
                 stopper,
-                self.drafting.pace(),
+                self.drafting.pace,
                 self.drafting.policy,
                 request.sampling,
                 self.clock,

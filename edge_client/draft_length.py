@@ -10,11 +10,15 @@ from edge_client.steps import Step
 
 
 class Pace(Protocol):
-    """Decides round by round."""
+    """Decides round by round, for one text after another."""
 
     @property
     def ahead(self) -> int:
         """How many drafts may be sent ahead of the oldest verdict awaited; 0: stop and wait."""
+        ...
+
+    def begin(self) -> None:
+        """Takes note that the next round is the first of a text."""
         ...
 
     def next(self, remaining: int) -> int:
@@ -42,6 +46,9 @@ class FixedPace:
     length: int
     max_draft_tokens: int
     ahead: int = 0
+
+    def begin(self) -> None:
+        """Is the same for each text."""
 
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""

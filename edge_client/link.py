@@ -109,8 +109,8 @@ class VerifyStream(Protocol):
         """Sends a draft and does not wait."""
         ...
 
-    def arrived(self) -> bool:
-        """Whether what `receive` waits for, or the error that comes instead, is here already."""
+    def arrived(self, within_s: float = 0.0) -> bool:
+        """Whether what `receive` waits for, or the error instead, is here or comes soon enough."""
         ...
 
     def receive(self) -> Answer | Ahead:

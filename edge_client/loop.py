@@ -23,6 +23,9 @@ from edge_client.steps import (
     with_the_rest,
 )
 
+LISTEN_S = 0.1
+"""Without a draft to send: how long the next token of a target that writes alone is waited for."""
+
 
 class DraftSource(Protocol):
     """Is the draft model to the loop."""
@@ -70,7 +73,8 @@ def speculate(
     while stopper.finish_reason is None:
         lacking = _lacking(session, stopper, pace)
         is_heard = bool(flights) or session.runs_ahead
-        if lacking is not None and not (is_heard and stream.arrived()):
+        listen_s = _listen_s(session, lacking)
+        if lacking is not None and not (is_heard and stream.arrived(listen_s)):
             started = clock()
             drafted = drafter.draft(
                 session.tokens,
@@ -119,6 +123,12 @@ def _lacking(session: ClientSession, stopper: Stopper, pace: Pace) -> int | None
     if standing > pace.ahead or remaining < 1 or session.tokens[-1] in stopper.eos_token_ids:
         return None
     return max(0, 1 + pace.next(remaining) - session.num_unsent_tokens)
+
+
+def _listen_s(session: ClientSession, lacking: int | None) -> float:
+    """Returns how long a target that writes alone may be silent before it is asked."""
+    idle = lacking == 0 and not session.num_unsent_tokens
+    return LISTEN_S if idle and session.is_written_on else 0.0
 
 
 def _is_worth_asking(session: ClientSession, stopper: Stopper) -> bool:

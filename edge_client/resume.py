@@ -234,9 +234,9 @@ class ResumingStream:
         reconnects, lost_ns = self._losses(started_ns)
         return replace(opened, reconnects=reconnects, lost_ns=lost_ns)
 
-    def arrived(self) -> bool:
-        """Whether a verdict, or the loss of its stream, is here already."""
-        return self._stream.arrived()
+    def arrived(self, within_s: float = 0.0) -> bool:
+        """Whether a verdict, or the loss of its stream, is here or comes within that time."""
+        return self._stream.arrived(within_s)
 
     def receive(self) -> Answer | Ahead:
         """Waits for the verdict on the oldest draft in flight, or tokens before it.

@@ -58,8 +58,11 @@ class Round:
 class ClientSession:
     """Knows all tokens of one session, and what to send next."""
 
-    def __init__(self, prompt_token_ids: tuple[int, ...], *, runs_ahead: bool = False) -> None:
-        self.runs_ahead = runs_ahead
+    def __init__(self, prompt_token_ids: tuple[int, ...], *, run_ahead: int = 0) -> None:
+        """`run_ahead`: how many tokens the target may write alone after each draft."""
+        self.runs_ahead = run_ahead > 0
+        self._run_ahead = run_ahead
+        self._alone = 0  # how many of them have come since the last draft was sent
         self.prompt_length = len(prompt_token_ids)
         self._history = list(prompt_token_ids)
         self._held = len(prompt_token_ids)  # history[:_held] is what the server has
@@ -111,6 +114,11 @@ class ClientSession:
         """How many guesses the next draft has; its first is the assumed bonus token, if any."""
         return len(self._ahead) - self._sent
 
+    @property
+    def is_written_on(self) -> bool:
+        """Whether the target may write on for long yet before it needs another draft."""
+        return self._alone < self._run_ahead // 4
+
     def guess(
         self, token_ids: Sequence[int], distributions: Sequence[DraftDistribution] = ()
     ) -> None:
@@ -139,6 +147,7 @@ class ClientSession:
             start += 1
             position, confirmed = len(self._history) + start, ()
         self._step_id += 1
+        self._alone = 0
         draft = Draft(
             step_id=self._step_id,
             position=position,
@@ -176,6 +185,7 @@ class ClientSession:
             raise _broken(ahead, "there is a token at least")
         new = self._beyond(ahead.position, ahead.token_ids, ahead)
         self._held = ahead.position + len(ahead.token_ids)
+        self._alone += len(ahead.token_ids)
         return Round(
             new,
             finish_reason=ahead.finish_reason,

@@ -10,6 +10,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, Protocol, TypeVar
@@ -131,10 +132,11 @@ class SessionStream:
         self._is_opened = True
         return Opened(self._opening_bytes, arrival.size)
 
-    def arrived(self) -> bool:
-        """Whether `receive` would not wait long: a verdict is here, or whatever ended the call."""
-        waiting = self._responses.waiting()
-        return waiting > (0 if self._is_opened else 1) or (waiting > 0 and self._responses.ended)
+    def arrived(self, within_s: float = 0.0) -> bool:
+        """Whether `receive` would not wait longer: a verdict comes, or whatever ends the call."""
+        needed = 1 if self._is_opened else 2
+        waiting = self._responses.waiting(needed, within_s)
+        return waiting >= needed or (waiting > 0 and self._responses.ended)
 
     def receive(self) -> Answer | Ahead:
         """Waits for the verdict on the oldest draft in flight, or tokens before it."""
@@ -210,6 +212,7 @@ class Responses(Generic[Value]):
         self._timeout_s = timeout_s
         self._clock = clock
         self._arrivals: queue.SimpleQueue[Arrival[Value] | Exception | None] = queue.SimpleQueue()
+        self._seen: deque[Arrival[Value] | Exception | None] = deque()  # and not taken
         self._begun = False
         self.ended = False
         """Whether the last of them has arrived."""
@@ -227,20 +230,28 @@ class Responses(Generic[Value]):
         if kind is not None:
             self._call.cancel()
 
-    def waiting(self) -> int:
-        """Returns how many have arrived and were not taken; the end of the call is one, too."""
-        return self._arrivals.qsize()
+    def waiting(self, needed: int, within_s: float) -> int:
+        """Returns how many have arrived and were not taken; the end of the call is one, too.
+
+        Waits at most so long for each that lacks.
+        """
+        with suppress(queue.Empty):
+            while within_s and not self.ended and len(self._seen) < needed:
+                self._seen.append(self._arrivals.get(timeout=within_s))
+        return len(self._seen) + self._arrivals.qsize()
 
     def next(self) -> Arrival[Value] | None:
         """Waits for the next response; None when the call has ended with OK."""
         try:
-            arrival = self._arrivals.get(timeout=self._timeout_s)
+            if not self._seen:
+                self._seen.append(self._arrivals.get(timeout=self._timeout_s))
         except queue.Empty:
             self._call.cancel()
             raise DeadlineError(
                 f"server {self.address} gave no answer within {self._timeout_s:g} s; "
                 "is it overloaded? network.round_timeout_s says how long to wait"
             ) from None
+        arrival = self._seen.popleft()
         if isinstance(arrival, grpc.RpcError):
             raise error_from_call(arrival, self.address, begun=self._begun) from arrival
         if isinstance(arrival, DecodeError):

@@ -164,7 +164,7 @@ class Stream:
     def opened(self) -> Opened:
         return Opened(0, 0)
 
-    def arrived(self) -> bool:
+    def arrived(self, within_s: float = 0.0) -> bool:
         """Lets a verdict come before every third guess that follows its draft."""
         self._asked += 1
         return self._asked % 3 == 0
@@ -233,6 +233,8 @@ class Length:
 
     tokens: int
     ahead: int = 0
+
+    def begin(self) -> None: ...
 
     def next(self, remaining: int) -> int:
         return self.tokens

@@ -63,7 +63,7 @@ async def cloud_optimized(host: Host, run: Run) -> list[int]:
 async def run_ahead(host: Host, run: Run, drafter: Drafter) -> list[int]:
     """Drafts while the target writes on; its tokens come between the verdicts."""
     opening = replace(run.opening, run_ahead=run.run_ahead)
-    session = ClientSession(opening.prompt_token_ids, runs_ahead=True)
+    session = ClientSession(opening.prompt_token_ids, run_ahead=run.run_ahead)
     drafts: asyncio.Queue[tuple[Draft, int]] = asyncio.Queue()
 
     async def sent() -> AsyncIterator[tuple[Draft, int]]:

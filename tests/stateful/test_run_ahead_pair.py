@@ -53,7 +53,7 @@ class RunAheadPairMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.truth = undisturbed()
-        self.client = ClientSession(PROMPT, runs_ahead=True)
+        self.client = ClientSession(PROMPT, run_ahead=1)
         self.server = opened(())
         self.drafts: deque[Draft] = deque()  # on their way up
         self.told: deque[Verdict | AheadTokens] = deque()  # on their way down

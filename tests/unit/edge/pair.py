@@ -133,7 +133,7 @@ class PairedStream:
     def opened(self) -> Opened:
         return Opened(3, 2)
 
-    def arrived(self) -> bool:
+    def arrived(self, within_s: float = 0.0) -> bool:
         return bool(self._answers) and self.is_here()
 
     def receive(self) -> Answer:

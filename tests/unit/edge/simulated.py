@@ -27,6 +27,7 @@ from tests.unit.edge.pair import GREEDY, PEER, PairedStream, judged
 
 MS = 1_000_000
 PROMPT = (300, 301, 302)
+NEVER = 10**18
 LONGEST = 5_000
 """Tokens that prompt, text and guesses come to at most."""
 
@@ -47,6 +48,7 @@ class World:
     overhead_ms: float = 0.1
     draft_read_ms: float = 0.0  # the draft model's time for a token that is read, not made
     contention: float = 1.0  # by how much the target is slower while somebody drafts
+    is_full: bool = False  # the target's steps leave no room for what it would write alone
     now: int = 0
     num_guessed: int = 0
 
@@ -55,6 +57,12 @@ class World:
 
     def spend(self, ms: float) -> None:
         self.now += round(ms * MS)
+
+    def reaches(self, then: int, within_s: float) -> bool:
+        """Whether it is then, or will be within that time, which passes if it must."""
+        is_soon = then <= self.now + round(within_s * 1e9)
+        self.now = max(self.now, then) if is_soon else self.now + round(within_s * 1e9)
+        return is_soon
 
     def half_trip(self) -> int:
         return round(self.rtt_ms(self.now / MS) * MS / 2)
@@ -85,8 +93,8 @@ class SimulatedStream(PairedStream):
         self._last_at = max(self._last_at, self._free_at + self.world.half_trip())
         self._due.append((sent, self._last_at, timing, self.world.num_guessed))
 
-    def arrived(self) -> bool:
-        return bool(self._due) and self._due[0][1] <= self.world.now
+    def arrived(self, within_s: float = 0.0) -> bool:
+        return self.world.reaches(self._due[0][1] if self._due else NEVER, within_s)
 
     def receive(self) -> Answer:
         sent, at, timing, num_guessed = self._due.popleft()
@@ -109,20 +117,27 @@ class RunAheadStream(SimulatedStream):
 
     _requests: deque[tuple[int, int, Draft]] = field(default_factory=deque)
     _arriving: deque[tuple[int, Ahead | Answer]] = field(default_factory=deque)
+    _num_guessed: int = 0  # when the target last began a token alone
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._left = self.opening.run_ahead
+        self._left = self._granted
         self._free_at = self.world.half_trip()  # when the opening arrives
+
+    @property
+    def _granted(self) -> int:
+        return 0 if self.world.is_full else self.opening.run_ahead
 
     def send(self, draft: Draft) -> None:
         self.world.spend(self.world.overhead_ms)
         self._advance()
         self._requests.append((self.world.now + self.world.half_trip(), self.world.now, draft))
 
-    def arrived(self) -> bool:
+    def arrived(self, within_s: float = 0.0) -> bool:
         self._advance()
-        return bool(self._arriving) and self._arriving[0][0] <= self.world.now
+        while within_s and not self._arriving and self._begins() < NEVER:
+            self._act()
+        return self.world.reaches(self._arriving[0][0] if self._arriving else NEVER, within_s)
 
     def receive(self) -> Answer | Ahead:  # type: ignore[override]  # more than without it
         self._advance()
@@ -141,14 +156,14 @@ class RunAheadStream(SimulatedStream):
         """Returns when the server begins what it does next."""
         if self._left and not self.session.finished:
             return self._free_at
-        return max(self._free_at, self._requests[0][0]) if self._requests else 10**18
+        return max(self._free_at, self._requests[0][0]) if self._requests else NEVER
 
     def _act(self) -> None:
         begins = self._begins()
-        assert begins < 10**18, "both ends wait for each other"
+        assert begins < NEVER, "both ends wait for each other"
         if self._requests and self._requests[0][0] <= begins:
             arrives, sent, draft = self._requests.popleft()
-            self._left = self.opening.run_ahead
+            self._left = self._granted
             admitted = self.session.admit(draft)
             computed = 0
             if not isinstance(admitted, Verdict):
@@ -168,10 +183,16 @@ class RunAheadStream(SimulatedStream):
         check = self.session.admit(draft)
         assert not isinstance(check, Verdict)
         verdict = self.session.settle(draft, check, judged(check))
-        self._free_at = begins + self._cost(1)
+        cost = self._cost(1)
+        if self.world.num_guessed > self._num_guessed:
+            cost = round(cost * self.world.contention)
+        self._num_guessed = self.world.num_guessed
+        self._free_at = begins + cost
         token_ids = tuple(self.session.history[position:])
-        tokens = AheadTokens(position, token_ids, verdict.finish_reason, StepTiming())
-        self._arriving.append((self._due_at(), Ahead(tokens, 0, 5)))
+        timing = StepTiming(computed_ns=cost, total_ns=cost)
+        tokens = AheadTokens(position, token_ids, verdict.finish_reason, timing)
+        at = self._due_at()
+        self._arriving.append((at, Ahead(tokens, 0, 5, received_ns=at)))
 
     def _cost(self, tokens: int) -> int:
         return round((self.world.target_ms + self.world.target_token_ms * tokens) * MS)
@@ -235,7 +256,7 @@ def simulate(
     kind = RunAheadStream if run_ahead else SimulatedStream
     stream = kind(OpenSession(PEER, prompt, GREEDY, stop, run_ahead=run_ahead), world=world)
     steps = speculate(
-        ClientSession(prompt, runs_ahead=run_ahead > 0),
+        ClientSession(prompt, run_ahead=run_ahead),
         SimulatedDrafter(world, seed),
         stream,
         Stopper(stop, model_eos=(), room=LONGEST),

@@ -57,6 +57,26 @@ def test_it_is_near_the_best_fixed_setting_found_by_sweep(
     assert mean_rate(draft_ms, rtt_ms, acceptance, None) >= 0.95 * best
 
 
+@pytest.mark.parametrize(
+    ("draft_ms", "rtt_ms", "acceptance", "length", "ahead"),
+    [(60.0, 0.3, 0.9, 0, 0), (0.35, 0.3, 0.9, 12, 1), (10.0, 100.0, 0.9, 3, 32)],
+)
+def test_a_short_text_begins_with_what_the_one_before_it_taught(
+    draft_ms: float, rtt_ms: float, acceptance: float, length: int, ahead: int
+) -> None:
+    """It would be over before a pace that knows nothing had found the setting."""
+
+    def short(pace: Pace) -> float:
+        pace.begin()
+        return rate(world(draft_ms, rtt_ms, acceptance), pace, 48, seed=1)
+
+    taught = adaptive()
+    simulate(world(draft_ms, rtt_ms, acceptance), taught, 48, seed=2)
+    known = short(taught)
+    assert known >= 0.95 * short(FixedPace(length, 64, ahead))
+    assert known >= short(adaptive())
+
+
 @pytest.mark.parametrize(("before", "after"), [(1.0, 150.0), (150.0, 1.0)])
 def test_it_follows_a_link_that_changes_within_twenty_rounds(before: float, after: float) -> None:
     """Stop-and-wait, where only the draft length can follow the link."""

@@ -36,7 +36,7 @@ def built(
         drafter=drafter or ScriptedDrafter(),
         cloud=cloud,
         server=None if cloud is None else server_info(),
-        drafting=Drafting(lambda: FixedPace(4, 8)),
+        drafting=Drafting(FixedPace(4, 8)),
         clock=Clock(),
     )
 
@@ -166,5 +166,5 @@ def test_a_missing_draft_model_is_named() -> None:
             drafter=None,
             cloud=None,
             server=None,
-            drafting=Drafting(lambda: FixedPace(4, 8)),
+            drafting=Drafting(FixedPace(4, 8)),
         )

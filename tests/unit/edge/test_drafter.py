@@ -172,6 +172,16 @@ def test_a_draft_ends_with_the_first_guess_the_model_doubts() -> None:
     assert len(made.token_ids) < len(whole)
 
 
+def test_doubt_at_the_bonus_token_that_is_assumed_ends_nothing() -> None:
+    whole = drafted(PLAIN).token_ids
+    first = confidences(whole)[0]
+    doubts = DraftPolicy(min_confidence=first + 1e-6)
+    assert len(drafted(doubts).token_ids) == 1
+    used = Drafter(model())
+    made = used.draft(PROMPT, 6, SAMPLED, prompt_length=len(PROMPT), policy=doubts, behind=True)
+    assert made.token_ids[:2] == whole[:2]
+
+
 def test_drawn_guesses_come_with_what_each_was_drawn_from() -> None:
     made = drafted(DraftPolicy(candidates=5))
     assert len(made.token_ids) == len(made.distributions) == 6

@@ -183,7 +183,7 @@ def arm(
         drafter=drafter or ScriptedDrafter(wrong=3),
         cloud=cloud,
         server=server_info(),
-        drafting=Drafting(lambda: FixedPace(4, 8)),
+        drafting=Drafting(FixedPace(4, 8)),
         clock=time,
     )[name]
 
@@ -289,7 +289,7 @@ def test_whatever_is_lost_while_the_target_runs_ahead_the_text_is_the_same(
     )
     made = arm("speculative", cloud, time)
     assert isinstance(made, Speculative)
-    drafting = Drafting(lambda: FixedPace(4, 8, in_advance), run_ahead=8)
+    drafting = Drafting(FixedPace(4, 8, in_advance), run_ahead=8)
     assert tokens(run(replace(made, drafting=drafting))) == TRUTH
     told = [opening.generated_token_ids for _, opening, _ in world.openings]
     assert told == sorted(told, key=len)  # what came ahead is never asked for again

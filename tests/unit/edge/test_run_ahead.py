@@ -6,6 +6,7 @@ import pytest
 
 from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.draft_length import FixedPace
+from edge_client.rivals import RunAheadPace
 from tests.unit.edge import pair
 from tests.unit.edge.simulated import LONGEST, World, rate, simulate, target
 
@@ -23,8 +24,8 @@ def world(draft_ms: float, rtt_ms: float, acceptance: float) -> World:
     return World(draft_ms, lambda _: rtt_ms, acceptance)
 
 
-def adaptive() -> AdaptivePace:
-    return AdaptivePace(ADAPTIVE_LENGTHS, 64)
+def adaptive() -> RunAheadPace:
+    return RunAheadPace(AdaptivePace(ADAPTIVE_LENGTHS, 64))
 
 
 def cloud_optimized(rtt_ms: float) -> float:
@@ -50,6 +51,43 @@ def test_without_it_a_long_link_makes_speculation_slower() -> None:
     """So there is something to gain."""
     slow = rate(world(60.0, 200.0, 0.6), adaptive(), TOKENS)
     assert slow < 0.5 * cloud_optimized(200.0)
+
+
+@pytest.mark.parametrize("rtt_ms", [0.3, 50.0])
+def test_drafts_that_only_slow_the_target_down_are_left_off(rtt_ms: float) -> None:
+    """As on one machine for both ends, where the target stands still while somebody drafts."""
+    pace = adaptive()
+    made = World(2.0, lambda _: rtt_ms, 0.3, contention=2.0)
+    simulate(made, pace, TOKENS, run_ahead=M)
+    guessed = made.num_guessed
+    made.now = 0
+    pace.begin()
+    assert rate(made, pace, TOKENS, run_ahead=M) >= 0.97 * cloud_optimized(rtt_ms)
+    assert made.num_guessed - guessed < TOKENS / 8
+
+
+def test_drafts_that_pay_go_on() -> None:
+    pace = adaptive()
+    simulate(world(0.35, 0.3, 0.9), pace, TOKENS, run_ahead=M)
+    pace.begin()
+    fast = rate(world(0.35, 0.3, 0.9), pace, TOKENS, run_ahead=M)
+    assert fast >= 2 * cloud_optimized(0.3)
+
+
+def test_a_target_that_writes_alone_is_hardly_asked() -> None:
+    """Only so that it does not come to the end of what it may write alone."""
+    alone = FixedPace(0, 64)
+    steps = [step for _, step in simulate(world(1.0, 0.3, 0.6), alone, TOKENS, run_ahead=M)]
+    assert sum(step.asked is True for step in steps) <= TOKENS / (M // 4) + 1
+    assert rate(world(1.0, 0.3, 0.6), alone, TOKENS, run_ahead=M) >= 0.99 * cloud_optimized(0.3)
+
+
+def test_a_target_that_falls_silent_is_asked() -> None:
+    """A step may have no room for what nobody asked for; then the target writes nothing alone."""
+    full = World(1.0, lambda _: 20.0, 0.6, is_full=True)
+    steps = [step for _, step in simulate(full, FixedPace(0, 64), 32, run_ahead=M)]
+    assert [len(step.token_ids) for step in steps] == [1] * 32
+    assert not any(step.run_ahead for step in steps)
 
 
 def test_what_the_target_wrote_alone_is_no_round() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 import grpc
@@ -216,6 +216,45 @@ def test_answers_in_the_wrong_order(
     servicer.session = lambda requests: iter(answers)
     with pytest.raises(InternalError, match="broke the protocol"):
         first_verdict(cloud)
+
+
+def test_a_refusal_has_arrived_before_anybody_waits_for_it(
+    cloud: CloudConnection, servicer: Servicer
+) -> None:
+    servicer.fail = refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+    with suppress(OverloadedError), cloud.open(OPENING) as stream:
+        assert stream.arrived(within_s=30.0)
+        with pytest.raises(OverloadedError):
+            stream.receive()
+
+
+def test_what_was_waited_for_is_received_afterwards_and_in_order(
+    cloud: CloudConnection, servicer: Servicer
+) -> None:
+    with cloud.open(OPENING) as stream:
+        assert not stream.arrived(within_s=0.05)  # it may be open, and that is no verdict
+        stream.send(Draft(1, 3, 0, (4, 5)))
+        assert stream.arrived(within_s=30.0)
+        assert stream.arrived()
+        stream.send(Draft(2, 6, 0))
+        for _ in range(2):
+            answer = stream.receive()
+            assert isinstance(answer, Answer)
+            assert answer.verdict == VERDICT
+        assert not stream.arrived()
+
+
+def test_a_silent_server_is_listened_to_for_so_long(
+    cloud: CloudConnection, servicer: Servicer
+) -> None:
+    def silent(requests: Iterator[pb.SessionRequest]) -> Iterator[pb.SessionResponse]:
+        servicer.hold.wait()
+        return iter(())
+
+    servicer.session = silent
+    with suppress(OutriderError), cloud.open(OPENING) as stream:
+        assert not stream.arrived(within_s=0.01)
+        servicer.hold.set()
 
 
 class UnreadableCall:
