@@ -90,6 +90,15 @@ def test_one_job_of_two_components_runs_all_arms(slurm: Slurm, run: Path) -> Non
     assert "draining" in Path(slurm.fields(job)["StdOut"]).read_text()
 
 
+def test_a_server_that_does_not_start_ends_the_job_of_both(slurm: Slurm, run: Path) -> None:
+    job = slurm.submit("--export=ALL,MODEL=no/such/model", f"{JOBS}/run_all_arms.sbatch", *SHORT)
+    slurm.wait(job, "FAILED")
+    assert slurm.fields(job)["ExitCode"] == "2:0"
+    log = Path(slurm.fields(job)["StdOut"]).read_text()
+    assert "no/such/model" in log
+    assert "the server ended before the bench" in log
+
+
 def test_seeds_are_an_array_whose_results_are_put_together(
     slurm: Slurm, cloud: str, run: Path
 ) -> None:
