@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-import cloud_server.cli
-import edge_client.cli
+from tests.unit.test_docs import _parse
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -44,13 +45,6 @@ def _plain(word: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word)
 
 
-def _accepted(program: str, arguments: list[str]) -> None:
-    if program == "outrider-cloud":
-        cloud_server.cli._configuration(cloud_server.cli._parser().parse_args(arguments))
-    else:
-        edge_client.cli._configuration(edge_client.cli._parser().parse_args(arguments))
-
-
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
 def test_manifests_are_what_kubernetes_takes(manifest: Path) -> None:
     for document in _documents(manifest):
@@ -65,7 +59,7 @@ def test_containers_start_commands_there_are(capsys: pytest.CaptureFixture[str])
     assert len(started) == 4
     for image, arguments in started:
         program = image if image.startswith("outrider-") else f"outrider-{image}"
-        _accepted(program, [_plain(word) for word in arguments])
+        _parse([program, *map(_plain, arguments)])
 
 
 def test_the_gpu_s_command_is_the_other_s_and_its_device() -> None:
@@ -110,4 +104,48 @@ def test_units_start_commands_there_are(unit: Path) -> None:
     start = re.findall(r"^ExecStart=(.+)$", text, re.MULTILINE)
     assert len(start) == 1
     program, *arguments = shlex.split(start[0].replace("${", "").replace("}", ""))
-    _accepted(Path(program).name, arguments)
+    _parse([Path(program).name, *arguments])
+
+
+def test_units_are_what_systemd_takes(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not here; install systemd to check the units")
+    for unit in sorted((DEPLOY / "systemd").glob("*.service")):
+        text = re.sub(r"/opt/outrider/bin/[\w-]+", sys.executable, unit.read_text())
+        (tmp_path / unit.name).write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", str(tmp_path / unit.name)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_alerts_speak_of_jobs_that_are_scraped() -> None:
+    (prometheus,) = _documents(DEPLOY / "prometheus" / "prometheus.yml")
+    scraped = {job["job_name"] for job in prometheus["scrape_configs"]}
+    (pattern,) = prometheus["rule_files"]
+    for rules in (DEPLOY / "prometheus").glob(Path(pattern).name):
+        assert set(re.findall(r'job="([^"]+)"', rules.read_text())) <= scraped
+
+
+def test_dashboards_are_mounted_where_grafana_looks_for_them() -> None:
+    mounts = dict(mount.split(":")[:2] for mount in _services()["grafana"]["volumes"])
+    assert mounts["./grafana/provisioning"] == "/etc/grafana/provisioning"
+    (provider,) = _documents(DEPLOY / "grafana" / "provisioning" / "dashboards" / "outrider.yml")[
+        0
+    ]["providers"]
+    assert mounts["./grafana/dashboards"] == provider["options"]["path"]
+
+
+def test_the_workflow_runs_what_ci_runs_and_targets_there_are() -> None:
+    (workflow,) = _documents(ROOT / ".github" / "workflows" / "ci.yml")
+    runs = {
+        job: [step["run"] for step in steps["steps"] if "run" in step]
+        for job, steps in workflow["jobs"].items()
+    }
+    assert "bash .ci/run" in runs["test"]
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    made = re.findall(r"\bmake ([a-z -]+)", "\n".join(runs["deploy"]))
+    assert {target for line in made for target in line.split()} <= targets
