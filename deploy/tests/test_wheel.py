@@ -74,11 +74,12 @@ class Terminal:
             for key, value in os.environ.items()
             if key in kept or key.startswith(("PIP_", "SSL_"))
         } | {"OMP_NUM_THREADS": "1"}
-        sides = [str(checkout / side / "bin") for side in ("edge-env", "cloud-env")]
-        self._environment["PATH"] = ":".join([*sides, self._environment["PATH"]])
+        self._path = self._environment["PATH"]
 
     def type(self, line: str) -> None:
         words = shlex.split(line)
+        side = "cloud-env" if words[0] == "outrider-cloud" else "edge-env"
+        self._environment["PATH"] = f"{self._cwd / side / 'bin'}:{self._path}"
         if words[:2] == ["outrider-cloud", "serve"] or words[0] == "outrider-link":
             self._serve(words)
             return
@@ -154,3 +155,16 @@ def test_a_side_has_no_packages_of_the_other_s(checkout: Path, side: str, withou
     assert not re.search(without, packages, re.MULTILINE), packages
     # The cloud's depend on the build of PyTorch; the edge is given the one for CPUs.
     assert side == "cloud-env" or not GPU_PACKAGES.search(packages), packages
+
+
+@pytest.mark.usefixtures("installed")
+def test_the_edge_s_environment_says_what_a_server_needs(checkout: Path) -> None:
+    serve = [
+        str(checkout / "edge-env" / "bin" / "outrider-cloud"),
+        "serve",
+        "--model",
+        "demo/target",
+    ]
+    done = subprocess.run(serve, cwd=checkout, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'outrider[cloud]'" in done.stderr
