@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ from tests.models import Pair
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"The {number}" for number in range(8)]
-TOKENS = 40
+TOKENS = 160
 SAMPLED = ["--max-new-tokens", str(TOKENS), "--ignore-eos", "--temperature", "0.9", "--seed", "5"]
 
 
@@ -76,19 +77,15 @@ def nginx(replicas: tuple[Server, Server], folder: Path) -> Iterator[str]:
             running.communicate()
 
 
-def opened(replica: Server) -> float:
-    """Returns how many sessions a replica has opened."""
+def told(replica: Server, metric: str) -> float:
+    """Returns the sum of one of a replica's metrics."""
     with urllib.request.urlopen(f"http://{replica.metrics}/metrics") as page:
-        counted = re.findall(
-            r"^outrider_sessions_opened_total\{.*\} (\S+)$", page.read().decode(), re.M
-        )
-    return sum(map(float, counted))
+        values = re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", page.read().decode(), re.M)
+    return sum(map(float, values))
 
 
-def texts(folder: Path) -> list[list[int]]:
-    records = [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
-    assert [record["error"] for record in records] == [None] * len(records)
-    return [record["output_token_ids"] for record in records]
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("before", [round_robin, nginx])
@@ -99,15 +96,22 @@ def test_sessions_spread_and_a_killed_replica_changes_no_text(
     tmp_path: Path,
 ) -> None:
     kept, doomed = replicas
-    opened_before = opened(kept)
+    opened, running = "outrider_sessions_opened_total", "outrider_num_requests_running"
+    opened_before = told(kept, opened)
     with before(replicas, tmp_path) as address:
         out = tmp_path / "behind"
-        with edge_running(*bench, "--server", address, "--out", str(out)) as running:
-            wait_for_records(out, len(PROMPTS) // 2, running)
-            assert opened(kept) > opened_before
-            assert opened(doomed) > 0
+        with edge_running(*bench, "--server", address, "--out", str(out)) as process:
+            wait_for_records(out, len(PROMPTS) // 2, process)
+            assert told(kept, opened) > opened_before
+            assert told(doomed, opened) > 0
+            while not told(doomed, running):
+                assert process.poll() is None, "no session came to the replica that is to die"
             doomed.kill()
-            _, said = running.communicate(timeout=90)
-    assert running.returncode == 0, said
+            _, said = process.communicate(timeout=90)
+    assert process.returncode == 0, said
+    written = records(out)
+    assert [record["error"] for record in written] == [None] * len(PROMPTS)
+    assert sum(record["reconnects"] for record in written) > 0
     sampling = SamplingParams(temperature=0.9, seed=5)
-    assert texts(out) == [stock_tokens(prompt, TOKENS, sampling) for prompt in PROMPTS]
+    tokens = [stock_tokens(prompt, TOKENS, sampling) for prompt in PROMPTS]
+    assert [record["output_token_ids"] for record in written] == tokens
