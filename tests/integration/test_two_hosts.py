@@ -61,4 +61,5 @@ def test_a_text_outlives_a_cut_cable(
             said = process.stderr.read()
             assert process.wait() == 0, said
     whole = tiny_tokenizer().decode(stock_tokens("abc", TOKENS), skip_special_tokens=True)
+    assert isinstance(whole, str)
     assert written == whole.rstrip("\ufffd") + "\n"  # no half character at the end
