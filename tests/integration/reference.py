@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from common.types import SamplingParams
 from tests.models import VOCAB_SIZE, tiny, tiny_tokenizer
 
 
+@cache
 def stock_tokens(prompt: str, count: int, sampling: SamplingParams | None = None) -> list[int]:
     """Writes `count` tokens in this process, through ends of text."""
     prompt_ids = tiny_tokenizer()(prompt)["input_ids"]

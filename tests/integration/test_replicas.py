@@ -22,7 +22,7 @@ from tests.models import Pair
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [f"The {number}" for number in range(8)]
-TOKENS = 160
+TOKENS = 80
 SAMPLED = ["--max-new-tokens", str(TOKENS), "--ignore-eos", "--temperature", "0.9", "--seed", "5"]
 
 
