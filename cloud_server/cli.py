@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(options, error.exit_code, str(error))
     except KeyboardInterrupt:
         return _fail(options, 130, "interrupted")
+    except ModuleNotFoundError as error:
+        return _fail(options, 2, f"{error}; install a server's with pip install 'outrider[cloud]'")
     except Exception as error:
         if is_out_of_memory(error):
             return _fail(options, 2, f"out of memory ({error}); raise limits.cloud.memory_gb")

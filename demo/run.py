@@ -1,4 +1,4 @@
-"""`make demo`: a cloud and an edge, two processes over real gRPC, on the bundled pair.
+"""`make demo`, `outrider-demo`: a cloud and an edge, two processes, on the bundled pair.
 
 `make experiment NAME=all_arms` is the same with a file of configs/experiments.
 """
@@ -54,7 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="an experiment of configs/experiments")
     parser.add_argument("--target", help="target model; default: experiment.target, or the bundled")
     parser.add_argument("--draft", help="draft model; default: experiment.draft, or the bundled")
+    parser.add_argument(
+        "--path",
+        action="store_true",
+        help="only print where target, draft and prompts.jsonl of the bundled pair are",
+    )
     options = parser.parse_args(argv)
+    if options.path:
+        print(DEMO)
+        return 0
     asked = configuration.load(options.config).experiment
     target = options.target or asked.target or str(DEMO / "target")
     draft = options.draft or asked.draft or str(DEMO / "draft")

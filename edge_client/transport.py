@@ -191,6 +191,8 @@ def _channel(
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
+        # A name with several addresses is several replicas: each stream goes to the next one.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.min_reconnect_backoff_ms", round(network.connect_timeout_s * 1000)),
         # A link that was cut without a word is noticed before the round's own timeout.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

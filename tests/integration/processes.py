@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,9 +38,12 @@ class Server:
 
 
 @contextmanager
-def serving(target: Path, *flags: str) -> Iterator[Server]:
-    """Starts a server on free ports, waits for its READY line, and drains it in the end."""
-    command = [sys.executable, "-m", "cloud_server", "serve", "--model", str(target)]
+def serving(target: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[Server]:
+    """Starts a server on free ports, waits for its READY line, and drains it in the end.
+
+    `within` are words before the command, which runs it somewhere else.
+    """
+    command = [*within, sys.executable, "-m", "cloud_server", "serve", "--model", str(target)]
     process = subprocess.Popen(
         [*command, *ANY_PORT, *flags],
         stdout=subprocess.PIPE,
@@ -82,10 +85,10 @@ def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[
 
 
 @contextmanager
-def edge_running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts `outrider-edge` and makes sure that it is gone in the end."""
+def edge_running(*arguments: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Starts `outrider-edge`, `within` as for `serving`; makes sure that it is gone in the end."""
     with subprocess.Popen(
-        [sys.executable, "-m", "edge_client", *arguments],
+        [*within, sys.executable, "-m", "edge_client", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -246,6 +246,14 @@ def test_every_make_target_named_exists() -> None:
     _assert_none(wrong)
 
 
+def test_what_is_not_run_says_why() -> None:
+    """A mark stands right before a block for the shell, or it marks nothing."""
+    for document in DOCUMENTS:
+        marks = re.findall(r"<!-- not run: (.*) -->\n(.*)\n", _text(document))
+        assert _text(document).count("<!-- not run") == len(marks)
+        assert all(reason and after == "```console" for reason, after in marks), document
+
+
 def test_the_module_list_is_whole() -> None:
     listed = re.findall(r"^- `([\w/]+\.py)`: ", _prose(ROOT / "docs" / "architecture.md"), re.M)
     modules = [
