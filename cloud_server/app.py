@@ -50,12 +50,13 @@ def serve(model_path: str, config: Config) -> None:
     access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    asyncio.run(_serve(model_path, cloud, access))
+    asyncio.run(_serve(model_path, config, access))
 
 
-def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
+def load_target(model_path: str, config: Config) -> CloudModel:
     """Loads the target as configured."""
-    return CloudModel(
+    cloud = config.cloud
+    model = CloudModel(
         model_path,
         dtype=cloud.dtype,
         device=cloud.device,
@@ -63,10 +64,15 @@ def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
         cache_tokens=cloud.cache_tokens,
         trust_remote_code=cloud.trust_remote_code,
         allow_pickle=cloud.allow_pickle,
+        compile_mode=config.engine.compile,
     )
+    if config.engine.compile == "on":
+        model.compile()
+    return model
 
 
-async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
+async def _serve(model_path: str, config: Config, access: Access) -> None:
+    cloud = config.cloud
     metrics = Metrics()
     servicer = VerifierServicer()
     lifecycle = Lifecycle(SERVICE, metrics)
@@ -77,7 +83,7 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
     ):
         told_to_stop = _signals(lambda: _say_what_is_done(lifecycle))
         model = await _unless_stopped(
-            _in_background(lambda: load_target(model_path, cloud)), told_to_stop
+            _in_background(lambda: load_target(model_path, config)), told_to_stop
         )
         if model is None:
             return
@@ -89,6 +95,7 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         stock = StockGenerator(model.stock, host.info.vocab_size, host.clock)
         unary = servicer.begin(host, stock)
         host.engine.start()
+        model.compile_meanwhile()
         tasks = [
             asyncio.create_task(unary.expire_idle()),
             asyncio.create_task(
@@ -145,6 +152,7 @@ def _host(model: CloudModel, cloud: CloudSection, metrics: Metrics) -> Host:
         engine=engine,
         loaded=model.loaded,
         info=describe(model, cloud, model.precision),
+        execution=model.execution,
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,

@@ -57,7 +57,7 @@ def _check(options: argparse.Namespace, config: configuration.Config) -> int:
     from cloud_server import app
     from common.lm.check import check_precision
 
-    model = app.load_target(options.model, config.cloud)
+    model = app.load_target(options.model, config)
     found = check_precision(model, model.precision)
     print(found.text)
     if not found.passed:

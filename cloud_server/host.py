@@ -19,6 +19,7 @@ from cloud_server.sessions import TargetSession
 from common.config import CloudSection
 from common.detokenizer import Detokenizer
 from common.errors import InvalidRequestError, OutriderError, OverloadedError
+from common.lm.execution import Execution
 from common.lm.loading import LoadedModel
 from common.types import OpenSession, Peer, ServerInfo
 from common.wire import WireLimits, check_handshake
@@ -33,6 +34,7 @@ class Host:
     engine: Engine
     loaded: LoadedModel
     info: ServerInfo
+    execution: Execution
     limits: CloudSection
     metrics: Metrics
     clock: Clock

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.lm.execution import CompileMode
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel
@@ -21,6 +22,7 @@ class CloudModel(LanguageModel):
         cache_tokens: int = 65536,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        compile_mode: CompileMode = "off",
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -36,4 +38,4 @@ class CloudModel(LanguageModel):
             allow_pickle=allow_pickle,
         )
         set_threads(threads, loaded)
-        super().__init__(loaded, cache_tokens)
+        super().__init__(loaded, cache_tokens, compile_mode)

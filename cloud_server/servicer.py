@@ -25,6 +25,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
+from common.lm.execution import ENGINE
 from common.machine.usage import read_usage
 from common.types import AheadTokens, Draft, GenerateMode, Verdict
 from outrider.v1 import verifier_pb2 as pb
@@ -247,7 +248,8 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.ServerInfo:
-        """Describes this server, with what it has used so far."""
+        """Describes this server, with how it runs by now and what it has used so far."""
         info = self._host.info
-        used = read_usage(info.device.partition(" ")[0]).to_texts()
-        return wire.info_to_proto(replace(info, environment={**info.environment, **used}))
+        now = {ENGINE: self._host.execution.description}
+        now |= read_usage(info.device.partition(" ")[0]).to_texts()
+        return wire.info_to_proto(replace(info, environment={**info.environment, **now}))

@@ -84,7 +84,7 @@ class EdgeSection(Section):
 
 
 class EngineSection(Section):
-    """Configures how a forward is executed, on both ends."""
+    """Configures how a forward is executed, on both ends (see common/lm/execution.py)."""
 
     compile: Annotated[Literal["auto", "off", "on"], BeforeValidator(_yaml_switch)] = "auto"
 
@@ -197,9 +197,7 @@ class Config(Section):
 
 # Keys whose meaning is promised but whose other values are not built yet. They
 # are refused by name, so that nobody measures something else than they asked for.
-_BUILT: Mapping[str, tuple[object, ...]] = {
-    "engine.compile": ("auto", "off"),
-}
+_BUILT: Mapping[str, tuple[object, ...]] = {}
 
 
 def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

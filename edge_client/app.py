@@ -63,7 +63,7 @@ def assemble(
         if servers or set(arms) != {"edge"}:
             cloud = stack.enter_context(connect(config, servers))
             info = cloud.info()
-        model = EdgeModel.configured(draft, config.edge)
+        model = EdgeModel.configured(draft, config)
         if info is not None:
             wire.check_handshake(model.peer, _server_peer(info))
         drafter = Drafter(model)

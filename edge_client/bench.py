@@ -24,6 +24,7 @@ from common.types import Opinion
 from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
 from edge_client.arms import ARM_NAMES
 from edge_client.credentials import refuse_clear_token
+from edge_client.engines import compile_draft, target_engine
 from edge_client.experiments.again import Again
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.figures import SPLIT
@@ -106,6 +107,7 @@ def bench(options: BenchOptions, config: Config) -> int:
         _watching(parts, config, servers) as watched,
         observing(config.edge.metrics_listen) as observe,
     ):
+        draft_engine = compile_draft(parts)
         draft_dtype = dtype_name(parts.model.dtype)
         target_dtype = None if parts.server is None else parts.server.dtype
         warn_of_dtypes(draft_dtype, target_dtype)
@@ -116,6 +118,8 @@ def bench(options: BenchOptions, config: Config) -> int:
             context_length=parts.context_length,
             draft_dtype=draft_dtype,
             target_dtype=target_dtype,
+            draft_engine=draft_engine,
+            target_engine=target_engine(parts),
             environment=describe_bench(config, parts.model, parts.server, options.link),
             echo=None if parts.cloud is None else parts.cloud.echo,
             machine=lambda: read_machine(lambda: _server_cpu_s(watched)),

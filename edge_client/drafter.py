@@ -9,7 +9,8 @@ from operator import ne
 import torch
 
 from common import PROTOCOL_VERSION
-from common.config import EdgeSection
+from common.config import Config
+from common.lm.execution import CompileMode
 from common.lm.loading import load
 from common.lm.opinion import opinion_steps
 from common.lm.precision import apply_policy, dtype_name
@@ -36,6 +37,7 @@ class EdgeModel(LanguageModel):
         threads: int | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        compile_mode: CompileMode = "off",
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -51,18 +53,23 @@ class EdgeModel(LanguageModel):
             allow_pickle=allow_pickle,
         )
         set_threads(threads, loaded)
-        super().__init__(loaded, cache_tokens=loaded.context_length)
+        super().__init__(loaded, loaded.context_length, compile_mode)
 
     @classmethod
-    def configured(cls, path_or_id: str, edge: EdgeSection) -> EdgeModel:
+    def configured(cls, path_or_id: str, config: Config) -> EdgeModel:
         """Loads the draft model as configured."""
-        return cls(
+        edge = config.edge
+        model = cls(
             path_or_id,
             dtype=edge.dtype,
             threads=edge.threads,
             trust_remote_code=edge.trust_remote_code,
             allow_pickle=edge.allow_pickle,
+            compile_mode=config.engine.compile,
         )
+        if config.engine.compile == "on":
+            model.compile()
+        return model
 
     @property
     def peer(self) -> Peer:

@@ -18,6 +18,7 @@ from common.errors import UsageError
 from common.lm.precision import dtype_name
 from edge_client.app import Assembly, assemble, sampling_params, stop_params
 from edge_client.bench import observing
+from edge_client.engines import target_engine
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.execution import Execution
 from edge_client.experiments.figures import SPLIT
@@ -73,6 +74,7 @@ def load(options: LoadOptions, config: Config) -> int:
             for _ in range(options.clients)
         ]
         observe = stack.enter_context(observing(config.edge.metrics_listen))
+        settled = target_engine(made[0])
         clients = [
             Execution(
                 run_id=run_id,
@@ -84,6 +86,8 @@ def load(options: LoadOptions, config: Config) -> int:
                 repeats=1,
                 draft_dtype=dtype_name(parts.model.dtype),
                 target_dtype=None if parts.server is None else parts.server.dtype,
+                draft_engine=parts.model.execution.path,
+                target_engine=settled,
                 clock=time.monotonic_ns,
                 rules={SPLIT: rule},
             )

@@ -49,7 +49,14 @@ def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
     info = describe(target, limits, precision.apply_policy())
     try:
         yield Host(
-            engine, target.loaded, info, limits, metrics, time.monotonic_ns, Admission(limits)
+            engine=engine,
+            loaded=target.loaded,
+            info=info,
+            execution=target.execution,
+            limits=limits,
+            metrics=metrics,
+            clock=time.monotonic_ns,
+            admission=Admission(limits),
         )
     finally:
         engine.stop()

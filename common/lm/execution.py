@@ -28,6 +28,8 @@ from common.lm.wording import brief, quiet
 CompileMode = Literal["auto", "off", "on"]
 Path = Literal["eager", "kernels", "compiled"]
 
+ENGINE, COMPILING = "engine", "compiling"
+"""Where a server says how it runs, and what it says until its graphs are there."""
 TOLERANCE = 1e-4
 """By how much logits of a graph may differ from the module's: of their scale, where that exceeds
 1."""
@@ -43,6 +45,7 @@ class Execution:
         self._mode = mode
         self._graph: Any = None
         self.path: Path = "eager"
+        self.is_compiling = False
         self.note = "" if mode != "off" else "engine.compile is off"
         if mode == "off":
             return
@@ -51,6 +54,11 @@ class Execution:
             return
         use_kernels(module)
         self.path = "kernels"
+
+    @property
+    def description(self) -> str:
+        """The path, or that another is on its way."""
+        return COMPILING if self.is_compiling else self.path
 
     def _unfit(self) -> str:
         fits = self._loaded.device.type == "cpu" and self._loaded.dtype is torch.float32
@@ -69,6 +77,13 @@ class Execution:
         """
         if self.path != "kernels":
             return
+        self.is_compiling = True
+        try:
+            self._compile(layers)
+        finally:
+            self.is_compiling = False
+
+    def _compile(self, layers: KVCache) -> None:
         cache = KVCache(layers.layers, BLOCK, self._loaded.dtype, self._loaded.device)
         try:
             with quiet(), warnings.catch_warnings(), cache.session(6) as session:

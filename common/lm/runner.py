@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -55,6 +56,13 @@ class LanguageModel:
         when the mode is on and there is none.
         """
         self.execution.compile(self.cache)
+
+    def compile_meanwhile(self) -> None:
+        """Does so, if there is anything to do, on a thread that does not outlive the process."""
+        if self.execution.path != "kernels":
+            return
+        self.execution.is_compiling = True
+        threading.Thread(target=self.compile, name="compiling", daemon=True).start()
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.

@@ -28,6 +28,8 @@ Place = tuple[str, int, str, int]
 
 _WITHOUT_DRAFT = frozenset({"cloud", "cloud_optimized"})
 _WITHOUT_TARGET = frozenset({"edge"})
+STOCK = "stock"
+"""How the target runs in the arm `cloud`: transformers' own `generate`, whatever else may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class Execution:
     draft_dtype: str | None
     target_dtype: str | None
     clock: Callable[[], int]
+    draft_engine: str | None = None
+    target_engine: str | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
     metrics: QualityMetrics | None = None
     usage: ReadUsage | None = None
@@ -190,8 +194,15 @@ class Execution:
             temperature=self.sampling.temperature,
             draft_dtype=None if kind_of(arm) in _WITHOUT_DRAFT else self.draft_dtype,
             target_dtype=None if kind_of(arm) in _WITHOUT_TARGET else self.target_dtype,
+            draft_engine=None if kind_of(arm) in _WITHOUT_DRAFT else self.draft_engine,
+            target_engine=self._target_engine(kind_of(arm)),
             verification=self.rules.get(kind_of(arm)),
         )
+
+    def _target_engine(self, kind: str) -> str | None:
+        if kind in _WITHOUT_TARGET:
+            return None
+        return STOCK if kind == "cloud" else self.target_engine
 
 
 def place_of(record: Record) -> Place:

@@ -56,6 +56,8 @@ class Unit:
     temperature: float
     draft_dtype: str | None
     target_dtype: str | None
+    draft_engine: str | None = None
+    target_engine: str | None = None
     verification: Rule | None = None
 
 
@@ -127,6 +129,8 @@ class Record:
     num_wasted_tokens: int | None = None
     num_wasted_target_tokens: int | None = None
     num_run_ahead_tokens: int | None = None
+    draft_engine: str | None = None
+    target_engine: str | None = None
     waited_s: float | None = None
     edge_cpu_s: float | None = None
     cloud_cpu_s: float | None = None

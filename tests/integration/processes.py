@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ANY_PORT = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+AS_IT_IS = ["--set", "engine.compile=off"]
+"""A graph takes longer to compile than most tests take; those that want one say so after this."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 
 
@@ -45,7 +47,7 @@ def serving(target: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[S
     """
     command = [*within, sys.executable, "-m", "cloud_server", "serve", "--model", str(target)]
     process = subprocess.Popen(
-        [*command, *ANY_PORT, *flags],
+        [*command, *ANY_PORT, *AS_IT_IS, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -69,10 +71,15 @@ def serving(target: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[S
         process.stderr.close()
 
 
+def _edge_command(arguments: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "edge_client", *arguments[:1]]
+    return [*command, *(AS_IT_IS if arguments[0] == "bench" else ()), *arguments[1:]]
+
+
 def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs `outrider-edge`; fails unless it exits with `check`, and never lets a traceback by."""
     done = subprocess.run(
-        [sys.executable, "-m", "edge_client", *arguments],
+        _edge_command(arguments),
         capture_output=True,
         text=True,
         env=ENVIRONMENT,

@@ -43,10 +43,9 @@ def test_the_memory_optimized_file_is_smaller_in_what_takes_memory() -> None:
     assert small.drafting.length < 4
 
 
-def test_a_bare_off_is_off() -> None:
+def test_a_bare_off_is_off_and_on_is_on() -> None:
     assert load(None, ["engine.compile=off"]).engine.compile == "off"
-    with pytest.raises(ConfigError, match="'on' is not available"):
-        load(None, ["engine.compile=on"])
+    assert load(None, ["engine.compile=on"]).engine.compile == "on"
 
 
 def test_run_ahead_is_a_number_and_older_files_say_false() -> None:
