@@ -99,7 +99,8 @@ class Host:
             self.metrics.observe_opening(opening.verification)
             self.metrics.prompt_tokens.inc(len(state.history))
             reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            self.engine.allocate(state.capacity, *resolving(reservation))
+            kept = (client, opening.conversation) if opening.conversation else None
+            self.engine.allocate(state.capacity, *resolving(reservation), kept, state.history)
             try:
                 handle = await asyncio.shield(reservation)
             except asyncio.CancelledError:
@@ -112,7 +113,7 @@ class Host:
             try:
                 yield LiveSession(self, state, handle, guest, deadline_ns)
             finally:
-                self.engine.release(handle)
+                self.engine.release(handle, kept, state.cached)
 
     async def score(
         self,

@@ -217,7 +217,8 @@ class OpenSession:
 
     `generated_token_ids` are tokens already produced (a resumed session): they
     count towards `stop.max_new_tokens` and stand after the prompt. `run_ahead` is how
-    many tokens the target may write alone while no request waits; 0: none.
+    many tokens the target may write alone while no request waits; 0: none. `conversation`
+    names the conversation that this is a turn of, for the client's own later turns; empty: none.
     """
 
     peer: Peer
@@ -227,6 +228,7 @@ class OpenSession:
     generated_token_ids: tuple[int, ...] = ()
     verification: VerificationParams = EXACT
     run_ahead: int = 0
+    conversation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

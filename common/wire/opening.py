@@ -10,6 +10,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 MAX_STOP_STRINGS = 64  # each is looked for after every token
 MAX_STOP_LENGTH = 1024
+MAX_CONVERSATION_BYTES = 64
 
 
 def open_to_proto(opening: OpenSession) -> pb.OpenSession:
@@ -43,6 +44,7 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
         ),
         verification=rule_to_proto(opening.verification),
         run_ahead=opening.run_ahead,
+        conversation=opening.conversation,
     )
 
 
@@ -55,6 +57,11 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         raise InvalidRequestError(
             f"run_ahead is {message.run_ahead}, and the rule of verification is not coupled "
             "without a gate; leave one of them out"
+        )
+    if len(message.conversation) > MAX_CONVERSATION_BYTES:
+        raise InvalidRequestError(
+            f"conversation has {len(message.conversation)} bytes; send at most "
+            f"{MAX_CONVERSATION_BYTES}"
         )
     return OpenSession(
         peer=Peer(
@@ -72,6 +79,7 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         stop=_stop_from_proto(message.stop, limits),
         verification=verification,
         run_ahead=message.run_ahead,
+        conversation=message.conversation,
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from common.errors import ConfigError, InternalError, PromptError
@@ -100,6 +102,8 @@ def test_every_run_starts_cold(name: str) -> None:
     arm = built(name, cloud=PairedCloud(), drafter=drafter)[name]
     list(arm.run(asked()))
     list(arm.run(asked()))
+    assert drafter.resets == 2
+    list(arm.run(replace(asked(), continues=True)))  # but for the next turn of a conversation
     assert drafter.resets == 2
 
 
