@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -26,6 +27,7 @@ from cloud_server.servicer import VerifierServicer
 from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
 from common.errors import ConfigError
+from common.lm.execution import COMPILING
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,12 @@ def serve(model_path: str, config: Config) -> None:
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     asyncio.run(_serve(model_path, config, access))
+    if any(thread.name == COMPILING for thread in threading.enumerate()):
+        # The compiler's own threads abort the process when the interpreter ends below them.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def load_target(model_path: str, config: Config) -> CloudModel:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from common.errors import InternalError
 from common.lm import compatibility
 from common.lm.attention import NAME, Span
-from common.lm.execution import CompileMode, Execution
+from common.lm.execution import COMPILING, CompileMode, Execution
 from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel, twin
 from common.lm.segments import Segment
@@ -62,7 +62,7 @@ class LanguageModel:
         if self.execution.path != "kernels":
             return
         self.execution.is_compiling = True
-        threading.Thread(target=self.compile, name="compiling", daemon=True).start()
+        threading.Thread(target=self.compile, name=COMPILING, daemon=True).start()
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.
