@@ -59,7 +59,7 @@ class Stock:
     def __call__(self) -> None:
         """Runs `count` tokens after the context."""
         self._run(self._ids)
-        self._cache.crop(CONTEXT)
+        self._cache.crop(-self._ids.shape[1])
 
     def _run(self, ids: torch.Tensor) -> None:
         with torch.inference_mode():
