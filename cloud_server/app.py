@@ -15,17 +15,19 @@ from functools import partial
 from cloud_server.access import Access, read_access
 from cloud_server.admission import Admission
 from cloud_server.description import describe
+from cloud_server.drafting import Drafting
 from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
 from cloud_server.lifecycle import Lifecycle
 from cloud_server.listening import SERVICE, check_redirect, grpc_server, metrics_server, split
 from cloud_server.metrics import Metrics
-from cloud_server.model import CloudModel
+from cloud_server.model import CloudModel, load_draft, load_target
 from cloud_server.servicer import VerifierServicer
 from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
 from common.errors import ConfigError
+from common.lm.runner import LanguageModel
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +39,15 @@ UNUSED_SECONDS = 2.0
 middle of a text comes back after a draft and a way through the network."""
 
 
-def serve(model_path: str, config: Config) -> None:
-    """Serves until SIGTERM or SIGINT has drained it; prints the one READY line on stdout."""
+Models = tuple[CloudModel, LanguageModel | None]
+"""The target, and the draft model beside it where there is one."""
+
+
+def serve(model_path: str, config: Config, draft_path: str | None = None) -> None:
+    """Serves until SIGTERM or SIGINT has drained it; prints the one READY line on stdout.
+
+    `draft_path` names the draft model of the arm `cloud_assisted`; None: there is none.
+    """
     cloud = config.cloud
     if cloud.token_budget <= cloud.max_draft_tokens:
         raise ConfigError(
@@ -50,23 +59,15 @@ def serve(model_path: str, config: Config) -> None:
     access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    asyncio.run(_serve(model_path, cloud, access))
+    asyncio.run(_serve(partial(_load, model_path, draft_path, cloud), cloud, access))
 
 
-def load_target(model_path: str, cloud: CloudSection) -> CloudModel:
-    """Loads the target as configured."""
-    return CloudModel(
-        model_path,
-        dtype=cloud.dtype,
-        device=cloud.device,
-        threads=cloud.threads,
-        cache_tokens=cloud.cache_tokens,
-        trust_remote_code=cloud.trust_remote_code,
-        allow_pickle=cloud.allow_pickle,
-    )
+def _load(model_path: str, draft_path: str | None, cloud: CloudSection) -> Models:
+    target = load_target(model_path, cloud)
+    return target, None if draft_path is None else load_draft(draft_path, target, cloud)
 
 
-async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
+async def _serve(load: Callable[[], Models], cloud: CloudSection, access: Access) -> None:
     metrics = Metrics()
     servicer = VerifierServicer()
     lifecycle = Lifecycle(SERVICE, metrics)
@@ -76,17 +77,20 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
         grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
     ):
         told_to_stop = _signals(lambda: _say_what_is_done(lifecycle))
-        model = await _unless_stopped(
-            _in_background(lambda: load_target(model_path, cloud)), told_to_stop
-        )
-        if model is None:
+        models = await _unless_stopped(_in_background(load), told_to_stop)
+        if models is None:
             return
-        host = _host(model, cloud, metrics)
-        metrics.describe(host.info, lambda: host.engine.cache_tokens_in_use)
+        host = _host(models, cloud, metrics)
+        drafting = host.drafting
+        metrics.describe(
+            host.info,
+            lambda: host.engine.cache_tokens_in_use,
+            lambda: 0 if drafting is None else drafting.cache_tokens_in_use,
+        )
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGUSR1, _say_what_is_done, lifecycle, host
         )
-        stock = StockGenerator(model.stock, host.info.vocab_size, host.clock)
+        stock = StockGenerator(models[0].stock, host.info.vocab_size, host.clock)
         unary = servicer.begin(host, stock)
         host.engine.start()
         tasks = [
@@ -118,9 +122,9 @@ async def _serve(model_path: str, cloud: CloudSection, access: Access) -> None:
 
 
 async def _unless_stopped(
-    loading: Awaitable[CloudModel], told_to_stop: asyncio.Queue[int]
-) -> CloudModel | None:
-    """Returns the model, or None when SIGTERM comes before it is there; Ctrl-C is raised."""
+    loading: Awaitable[Models], told_to_stop: asyncio.Queue[int]
+) -> Models | None:
+    """Returns the models, or None when SIGTERM comes before they are there; Ctrl-C is raised."""
     loaded = asyncio.ensure_future(loading)
     told = asyncio.ensure_future(told_to_stop.get())
     await asyncio.wait([loaded, told], return_when=asyncio.FIRST_COMPLETED)
@@ -133,29 +137,41 @@ async def _unless_stopped(
     return None
 
 
-def _host(model: CloudModel, cloud: CloudSection, metrics: Metrics) -> Host:
+def _host(models: Models, cloud: CloudSection, metrics: Metrics) -> Host:
+    model, draft = models
+    drafting = None
+    if draft is not None:
+        drafting = Drafting(
+            draft,
+            token_budget=cloud.token_budget,
+            prefill_chunk=cloud.prefill_chunk,
+            clock=time.monotonic_ns,
+            on_forward=metrics.observe_draft_step,
+        )
     engine = Engine(
         model,
         token_budget=cloud.token_budget,
         prefill_chunk=cloud.prefill_chunk,
         clock=time.monotonic_ns,
         on_step=metrics.observe_step,
+        drafting=drafting,
     )
     return Host(
         engine=engine,
         loaded=model.loaded,
-        info=describe(model, cloud, model.precision),
+        info=describe(model, cloud, model.precision, draft),
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,
         admission=Admission(cloud),
+        drafting=drafting,
     )
 
 
-async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
+async def _in_background(load: Callable[[], Models]) -> Models:
     """Runs what blocks on a thread that does not outlive the process."""
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[CloudModel] = loop.create_future()
+    loaded: asyncio.Future[Models] = loop.create_future()
 
     def settle(set_it: Callable[[], None]) -> None:
         if not loaded.done():
@@ -163,11 +179,11 @@ async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
 
     def run() -> None:
         try:
-            model = load()
+            models = load()
         except BaseException as error:
             outcome = partial(loaded.set_exception, error)  # raised again where it is awaited
         else:
-            outcome = partial(loaded.set_result, model)
+            outcome = partial(loaded.set_result, models)
         with suppress(RuntimeError):  # the loop has ended, and nobody waits
             loop.call_soon_threadsafe(settle, outcome)
 

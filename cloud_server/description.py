@@ -17,7 +17,10 @@ from common.types import ServerInfo
 
 
 def describe(
-    model: LanguageModel, cloud: CloudSection, policy: precision.PrecisionReport
+    model: LanguageModel,
+    cloud: CloudSection,
+    policy: precision.PrecisionReport,
+    draft: LanguageModel | None = None,
 ) -> ServerInfo:
     """States what this server is, as GetServerInfo answers it."""
     loaded = model.loaded
@@ -49,6 +52,8 @@ def describe(
             "cores": str(_cores()),
             "platform": f"{sys.platform} {platform.machine()}",
         },
+        draft_model_name="" if draft is None else draft.loaded.short_name,
+        draft_model_fingerprint="" if draft is None else draft.loaded.model_fingerprint,
     )
 
 

@@ -1,7 +1,9 @@
-"""The target model: loaded as configured, with the cache of many sessions."""
+"""The models: loaded as configured, each with the cache of many sessions."""
 
 from __future__ import annotations
 
+from common.config import CloudSection
+from common.errors import HandshakeError
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel
@@ -37,3 +39,38 @@ class CloudModel(LanguageModel):
         )
         set_threads(threads, loaded)
         super().__init__(loaded, cache_tokens)
+
+
+def load_target(path: str, cloud: CloudSection) -> CloudModel:
+    """Loads the target as configured."""
+    return CloudModel(
+        path,
+        dtype=cloud.dtype,
+        device=cloud.device,
+        threads=cloud.threads,
+        cache_tokens=cloud.cache_tokens,
+        trust_remote_code=cloud.trust_remote_code,
+        allow_pickle=cloud.allow_pickle,
+    )
+
+
+def load_draft(path: str, target: CloudModel, cloud: CloudSection) -> LanguageModel:
+    """Loads a draft model beside the target: same precision and device, a cache as large.
+
+    Raises ModelError as the target does, and HandshakeError where their tokenizers differ.
+    """
+    loaded = load(
+        path,
+        dtype=cloud.dtype,
+        device=str(target.loaded.device),
+        trust_remote_code=cloud.trust_remote_code,
+        allow_pickle=cloud.allow_pickle,
+    )
+    ours, theirs = target.loaded, loaded
+    if theirs.tokenizer_fingerprint != ours.tokenizer_fingerprint:
+        raise HandshakeError(
+            f"tokenizer: --draft-model {theirs.tokenizer_fingerprint[:12]} ({theirs.vocab_size} "
+            f"entries), --model {ours.tokenizer_fingerprint[:12]} ({ours.vocab_size} entries); "
+            "use a draft model trained with the target's tokenizer"
+        )
+    return LanguageModel(loaded, cloud.cache_tokens)

@@ -11,6 +11,7 @@ from typing import Any
 import grpc.aio
 
 from cloud_server.arrivals import arrivals
+from cloud_server.assisted import assisting
 from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
@@ -218,9 +219,15 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 async for tokens in pieces:
                     yield wire.generated_to_proto(tokens)
             return
+        drafting = self._host.drafts() if mode is GenerateMode.ASSISTED else None
         async with self._host.open(opening, client, self._deadline(context)) as live:
-            async for tokens in live.decode():
-                yield wire.generated_to_proto(tokens)
+            if drafting is None:
+                async for tokens in live.decode():
+                    yield wire.generated_to_proto(tokens)
+                return
+            async with assisting(live, drafting, opening.draft_length) as pieces:
+                async for tokens in pieces:
+                    yield wire.generated_to_proto(tokens)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Returns logits of a few tokens after a context, and how probable a text is there."""

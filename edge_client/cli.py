@@ -14,7 +14,7 @@ from pathlib import Path
 from common import config as configuration
 from common.config import Config
 from common.errors import OutriderError
-from edge_client.arms import ARM_NAMES
+from edge_client.arms import ARM_NAMES, DEFAULT_ARMS
 
 PROGRAM = "outrider-edge"
 INTERRUPTED = 130  # what shells report after Ctrl-C
@@ -177,9 +177,9 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--arms",
         type=_arms,
-        default=ARM_NAMES,
+        default=DEFAULT_ARMS,
         metavar="A,B,...",
-        help=f"default: {','.join(ARM_NAMES)}",
+        help=f"default: {','.join(DEFAULT_ARMS)}; of {','.join(ARM_NAMES)}",
     )
     bench.add_argument("--limit", type=_positive, metavar="N", help="default: all prompts")
     bench.add_argument(

@@ -20,7 +20,7 @@ from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
 from edge_client.experiments.execution import NOT_RUN, Execution
-from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.figures import ASSISTED, SPLIT
 from edge_client.experiments.idle import COUNT_BETWEEN, Echo, IdleLink, quarters
 from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import Prompt, PromptEncoder, read_prompts
@@ -117,7 +117,7 @@ def run_bench(
         draft_dtype=draft_dtype,
         target_dtype=target_dtype,
         clock=clock,
-        rules={SPLIT: plan.rule},
+        rules={SPLIT: plan.rule, ASSISTED: EXACT},
         metrics=metrics(),
     )
     check_usable(directory)
