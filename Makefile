@@ -10,11 +10,18 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test fuzz chaos soak lint typecheck install install-dev errors-doc proto lock train \
-	clean
+.PHONY: demo experiment test fuzz chaos soak compose-test slurm-test wheel-test lint typecheck \
+	install install-dev errors-doc proto lock train clean
 
 demo: install
 	$(BIN)/python demo/run.py
+
+# One of configs/experiments: make experiment NAME=all_arms. TARGET and DRAFT name another pair,
+# LIMIT how many of the prompts.
+experiment: install
+	$(BIN)/python demo/run.py --config configs/experiments/$(NAME).yaml \
+		$(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) \
+		$(if $(LIMIT),--limit $(LIMIT))
 
 test: lint typecheck
 	$(BIN)/python -m pytest
@@ -28,6 +35,17 @@ chaos: install-dev
 
 soak: install-dev
 	$(BIN)/python -m tests.robustness.soak --seconds 600 --clients 32
+
+# deploy/tests, which needs more than a clean machine: a container engine and compose; slurmctld,
+# slurmd and root; a package index and some minutes.
+compose-test: install-dev
+	TORCH='$(TORCH)' $(BIN)/python -m pytest --timeout 1200 deploy/tests/test_compose.py
+
+slurm-test: install-dev
+	$(BIN)/python -m pytest --timeout 1200 deploy/tests/test_slurm.py
+
+wheel-test: install-dev
+	TORCH='$(TORCH)' $(BIN)/python -m pytest --timeout 1200 deploy/tests/test_wheel.py
 
 lint: install-dev
 	$(BIN)/ruff check .
@@ -72,7 +90,7 @@ lock:
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet $(TORCH)
-	build/lock/bin/pip install --quiet '.[cloud]'
+	build/lock/bin/pip install --quiet '.[cloud,edge]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements.lock
 	build/lock/bin/pip install --quiet '.[dev]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock

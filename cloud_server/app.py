@@ -27,7 +27,7 @@ from cloud_server.servicer import VerifierServicer
 from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
 from common.errors import ConfigError
-from common.lm.runner import LanguageModel
+from common.lm.runner import LanguageModel, compile_meanwhile
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +59,13 @@ def serve(model_path: str, config: Config, draft_path: str | None = None) -> Non
     access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    asyncio.run(_serve(partial(_load, model_path, draft_path, cloud), cloud, access))
+    load = partial(_load, model_path, draft_path, config)
+    asyncio.run(_serve(load, cloud, access))
 
 
-def _load(model_path: str, draft_path: str | None, cloud: CloudSection) -> Models:
-    target = load_target(model_path, cloud)
-    return target, None if draft_path is None else load_draft(draft_path, target, cloud)
+def _load(model_path: str, draft_path: str | None, config: Config) -> Models:
+    target = load_target(model_path, config)
+    return target, None if draft_path is None else load_draft(draft_path, target, config)
 
 
 async def _serve(load: Callable[[], Models], cloud: CloudSection, access: Access) -> None:
@@ -93,6 +94,7 @@ async def _serve(load: Callable[[], Models], cloud: CloudSection, access: Access
         stock = StockGenerator(models[0].stock, host.info.vocab_size, host.clock)
         unary = servicer.begin(host, stock)
         host.engine.start()
+        compile_meanwhile(*(model for model in models if model is not None))
         tasks = [
             asyncio.create_task(unary.expire_idle()),
             asyncio.create_task(
@@ -160,6 +162,7 @@ def _host(models: Models, cloud: CloudSection, metrics: Metrics) -> Host:
         engine=engine,
         loaded=model.loaded,
         info=describe(model, cloud, model.precision, draft),
+        execution=model.execution,
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,

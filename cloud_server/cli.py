@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cloud_server.logs import log_to_stderr
 from common import config as configuration
 from common.errors import OutriderError, PrecisionError
+from common.machine.limits import enforce, is_out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,12 +18,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
     log_to_stderr()
     try:
-        return int(options.run(options, _configuration(options)))
+        config = _configuration(options)
+        # Before torch is imported, which counts its processors.
+        enforce(config.limits.cloud, from_the_end=True)
+        return int(options.run(options, config))
     except OutriderError as error:
         return _fail(options, error.exit_code, str(error))
     except KeyboardInterrupt:
         return _fail(options, 130, "interrupted")
+    except ModuleNotFoundError as error:
+        return _fail(options, 2, f"{error}; install a server's with pip install 'outrider[cloud]'")
     except Exception as error:
+        if is_out_of_memory(error):
+            return _fail(options, 2, f"out of memory ({error}); raise limits.cloud.memory_gb")
         return _fail(options, 1, f"{type(error).__name__}: {error} (run with --debug for more)")
 
 
@@ -44,7 +52,7 @@ def _check(options: argparse.Namespace, config: configuration.Config) -> int:
     from cloud_server.model import load_target
     from common.lm.check import check_precision
 
-    model = load_target(options.model, config.cloud)
+    model = load_target(options.model, config)
     found = check_precision(model, model.precision)
     print(found.text)
     if not found.passed:

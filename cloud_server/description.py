@@ -13,6 +13,8 @@ from common import PROTOCOL_VERSION
 from common.config import CloudSection
 from common.lm import precision
 from common.lm.runner import LanguageModel
+from common.machine.granted import granted_cores, granted_memory
+from common.machine.usage import BOOT, boot
 from common.types import ServerInfo
 
 
@@ -50,11 +52,25 @@ def describe(
             "python": platform.python_version(),
             "threads": str(torch.get_num_threads()),
             "cores": str(_cores()),
+            **_granted(),
             "platform": f"{sys.platform} {platform.machine()}",
         },
         draft_model_name="" if draft is None else draft.loaded.short_name,
         draft_model_fingerprint="" if draft is None else draft.loaded.model_fingerprint,
     )
+
+
+def _granted() -> dict[str, str]:
+    """Returns what this process may use, read back, and which boot it runs in; all in words."""
+    cores, memory = granted_cores(), granted_memory()
+    told = {
+        "cores_granted": cores["granted"],
+        "cores_enforced_by": cores["enforced_by"],
+        "memory_granted_gib": memory["granted_gib"],
+        "memory_enforced_by": memory["enforced_by"],
+        BOOT: boot(),
+    }
+    return {name: str(value) for name, value in told.items() if value is not None}
 
 
 def _cores() -> int | None:

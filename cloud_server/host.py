@@ -21,6 +21,7 @@ from cloud_server.sessions import TargetSession
 from common.config import CloudSection
 from common.detokenizer import Detokenizer
 from common.errors import InvalidRequestError, ModelError, OutriderError, OverloadedError
+from common.lm.execution import Execution
 from common.lm.loading import LoadedModel
 from common.types import OpenSession, Peer, ServerInfo
 from common.wire import WireLimits, check_handshake
@@ -35,6 +36,7 @@ class Host:
     engine: Engine
     loaded: LoadedModel
     info: ServerInfo
+    execution: Execution
     limits: CloudSection
     metrics: Metrics
     clock: Clock

@@ -10,6 +10,7 @@ import torch
 
 from cloud_server.acceptance import Check, Judged
 from common.errors import InternalError, OutriderError, OverloadedError
+from common.machine.limits import is_out_of_memory
 from common.types import StepTiming
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class StepReport:
 
 def as_ours(error: Exception, where: str = "the engine") -> OutriderError:
     """Returns what to tell whoever waited, and logs what is no caller's fault."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or is_out_of_memory(error):
         logger.error("%s ran out of memory; its sessions fail, the server goes on", where)
         return OverloadedError(
             f"{where} ran out of memory: {error}; retry later, with fewer tokens"

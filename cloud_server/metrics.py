@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 from prometheus_client import CollectorRegistry, Counter, Enum, Gauge, Histogram, Info
 
 from cloud_server.jobs import StepReport
 from common.errors import OutriderError, leaves
-from common.types import Draft, Outcome, ServerInfo, Verdict, VerificationParams
+from common.types import Draft, Outcome, ServerInfo, Verdict, VerificationMode, VerificationParams
 
 PHASES = ("loading", "serving", "draining")
 _TOKENS_PER_STEP = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -55,8 +56,11 @@ class Metrics:
             "Sessions and generations now open",
             registry=registry,
         )
+        # What has not happened yet reads 0, or the first time would be no increase.
         for error in leaves(OutriderError):
-            self.errors.labels(error.reason)  # so that what has not happened yet reads 0
+            self.errors.labels(error.reason)
+        for mode, gated in product(VerificationMode, ("false", "true")):
+            self.opened.labels(mode.value, gated)
         self.phase = Enum(
             "outrider_phase", "What the server is doing", states=PHASES, registry=registry
         )
@@ -100,6 +104,11 @@ class Metrics:
                 **{n: info.environment.get(n, "") for n in ("torch", "transformers", "grpcio")},
             }
         )
+        for name, text, value in (
+            ("kv_cache_capacity_tokens", "Tokens there is room for", info.cache_tokens),
+            ("max_requests", "Sessions and generations that may be open", info.max_sessions),
+        ):
+            Gauge(f"outrider_{name}", text, registry=self.registry).set(value)
         Gauge(
             "outrider_kv_cache_used_tokens",
             "Tokens whose keys and values have room reserved",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from common.config import CloudSection
+from common.config import Config
 from common.errors import HandshakeError
+from common.lm.execution import CompileMode
 from common.lm.loading import load
 from common.lm.precision import apply_policy
 from common.lm.runner import LanguageModel
@@ -23,6 +24,7 @@ class CloudModel(LanguageModel):
         cache_tokens: int = 65536,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        compile_mode: CompileMode = "off",
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -38,12 +40,13 @@ class CloudModel(LanguageModel):
             allow_pickle=allow_pickle,
         )
         set_threads(threads, loaded)
-        super().__init__(loaded, cache_tokens)
+        super().__init__(loaded, cache_tokens, compile_mode)
 
 
-def load_target(path: str, cloud: CloudSection) -> CloudModel:
-    """Loads the target as configured."""
-    return CloudModel(
+def load_target(path: str, config: Config) -> CloudModel:
+    """Loads the target as configured, compiled where the mode is on."""
+    cloud = config.cloud
+    target = CloudModel(
         path,
         dtype=cloud.dtype,
         device=cloud.device,
@@ -51,14 +54,19 @@ def load_target(path: str, cloud: CloudSection) -> CloudModel:
         cache_tokens=cloud.cache_tokens,
         trust_remote_code=cloud.trust_remote_code,
         allow_pickle=cloud.allow_pickle,
+        compile_mode=config.engine.compile,
     )
+    if config.engine.compile == "on":
+        target.compile()
+    return target
 
 
-def load_draft(path: str, target: CloudModel, cloud: CloudSection) -> LanguageModel:
-    """Loads a draft model beside the target: same precision and device, a cache as large.
+def load_draft(path: str, target: CloudModel, config: Config) -> LanguageModel:
+    """Loads a draft model beside the target: same precision, device and engine, a cache as large.
 
     Raises ModelError as the target does, and HandshakeError where their tokenizers differ.
     """
+    cloud = config.cloud
     loaded = load(
         path,
         dtype=cloud.dtype,
@@ -73,4 +81,7 @@ def load_draft(path: str, target: CloudModel, cloud: CloudSection) -> LanguageMo
             f"entries), --model {ours.tokenizer_fingerprint[:12]} ({ours.vocab_size} entries); "
             "use a draft model trained with the target's tokenizer"
         )
-    return LanguageModel(loaded, cloud.cache_tokens)
+    draft = LanguageModel(loaded, cloud.cache_tokens, config.engine.compile)
+    if config.engine.compile == "on":
+        draft.compile()
+    return draft

@@ -7,25 +7,22 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
-import torch
-
 from cloud_server.jobs import TOO_LATE, Failed, as_ours
 from common.errors import DeadlineError, OutriderError
-from common.lm.runner import LanguageModel, Segment
-
-SCORED_CHUNK = 64
-"""Tokens of a text to be scored that one forward takes: the logits of each are wanted at once."""
+from common.lm.opinion import opinion_steps
+from common.lm.runner import LanguageModel
+from common.types import Opinion
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """Answers what the target thinks after a context.
 
-    `logits` has one entry a candidate, `text_logprobs` one a token of the text, in nats.
+    `logits` has one entry a candidate, `opinion` says what it thinks of each token of the text.
     """
 
     logits: tuple[float, ...]
-    text_logprobs: tuple[float, ...]
+    opinion: Opinion
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +78,8 @@ class Scorings:
     def _steps(self, scoring: Scoring) -> Generator[None, None, Scores]:
         """Yields after each forward."""
         context, text = scoring.context, scoring.text
-        logprobs: list[float] = []
         with self._model.cache.session(len(context) + len(text)) as session:
-            for start in range(0, len(context), self._prefill_chunk):
-                chunk = context[start : start + self._prefill_chunk]
-                logits = self._model.forward([Segment(session, chunk, start, 1)])
-                yield
-            after = logits  # of each token of the text, what stood before it said
-            for start in range(0, len(text), SCORED_CHUNK):
-                chunk = text[start : start + SCORED_CHUNK]
-                place = len(context) + start
-                rows = self._model.forward([Segment(session, chunk, place, len(chunk))])
-                given = torch.cat([after, rows[:-1]]).double().log_softmax(-1)
-                wanted = torch.tensor(chunk, device=given.device)[:, None]
-                logprobs += given.gather(1, wanted)[:, 0].tolist()
-                after = rows[-1:]
-                yield
-        return Scores(tuple(logits[0, list(scoring.candidates)].tolist()), tuple(logprobs))
+            logits, opinion = yield from opinion_steps(
+                self._model, session, context, text, self._prefill_chunk
+            )
+        return Scores(tuple(logits[0, list(scoring.candidates)].tolist()), opinion)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import grpc.aio
@@ -25,6 +26,8 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
+from common.lm.execution import DRAFT_ENGINE, ENGINE
+from common.machine.usage import read_usage
 from common.types import AheadTokens, Draft, GenerateMode, Verdict
 from outrider.v1 import verifier_pb2 as pb
 from outrider.v1 import verifier_pb2_grpc
@@ -237,7 +240,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
             client_of(context),
             self._deadline(context),
         )
-        return pb.ScoreResponse(logits=scores.logits, text_logprobs=scores.text_logprobs)
+        opinion = scores.opinion
+        return pb.ScoreResponse(
+            logits=scores.logits, text_logprobs=opinion.logprobs, text_ranks=opinion.ranks
+        )
 
     async def Echo(self, request: pb.EchoRequest, context: Context) -> pb.EchoResponse:
         """Returns the payload."""
@@ -249,5 +255,10 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
     async def GetServerInfo(
         self, request: pb.GetServerInfoRequest, context: Context
     ) -> pb.ServerInfo:
-        """Describes this server."""
-        return wire.info_to_proto(self._host.info)
+        """Describes this server, with how it runs by now and what it has used so far."""
+        info = self._host.info
+        now = {ENGINE: self._host.execution.description}
+        if self._host.drafting is not None:
+            now[DRAFT_ENGINE] = self._host.drafting.model.execution.description
+        now |= read_usage(info.device.partition(" ")[0]).to_texts()
+        return wire.info_to_proto(replace(info, environment={**info.environment, **now}))

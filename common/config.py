@@ -78,12 +78,13 @@ class EdgeSection(Section):
 
     dtype: Dtype = "float32"
     threads: Count | None = None
+    metrics_listen: str | None = None  # HOST:PORT of bench's and load's metrics; None: nowhere
     trust_remote_code: bool = False  # as in cloud
     allow_pickle: bool = False
 
 
 class EngineSection(Section):
-    """Configures how a forward is executed, on both ends."""
+    """Configures how a forward is executed, on both ends (see common/lm/execution.py)."""
 
     compile: Annotated[Literal["auto", "off", "on"], BeforeValidator(_yaml_switch)] = "auto"
 
@@ -144,7 +145,7 @@ class SideLimits(Section):
     """States what one end may use; None: whatever the machine grants."""
 
     cpu_cores: Annotated[float, Field(gt=0)] | None = None
-    memory_gb: Annotated[float, Field(gt=0)] | None = None
+    memory_gb: Annotated[float, Field(ge=0.5)] | None = None  # the libraries alone need most of it
 
 
 class LimitsSection(Section):
@@ -165,6 +166,20 @@ class SecuritySection(Section):
     insecure: bool = False  # says aloud that prompts and tokens may cross a network in clear
 
 
+ArmName = Literal["edge", "cloud", "cloud_optimized", "speculative", "cloud_assisted"]
+
+
+class ExperimentSection(Section):
+    """Names what `bench` compares, so that one file is a whole experiment; flags win over it."""
+
+    arms: tuple[ArmName, ...] | None = Field(default=None, strict=False)  # None: all but the last
+    prompts: FileName | None = None
+    limit: Count | None = None
+    repeats: Count = 1
+    draft: FileName | None = None  # a path or hub id
+    target: FileName | None = None  # read by demo/run.py, which starts the server too
+
+
 class Config(Section):
     """Is the whole configuration of both ends; each reads the sections it needs."""
 
@@ -178,17 +193,12 @@ class Config(Section):
     network: NetworkSection = NetworkSection()
     limits: LimitsSection = LimitsSection()
     security: SecuritySection = SecuritySection()
+    experiment: ExperimentSection = ExperimentSection()
 
 
 # Keys whose meaning is promised but whose other values are not built yet. They
 # are refused by name, so that nobody measures something else than they asked for.
-_BUILT: Mapping[str, tuple[object, ...]] = {
-    "engine.compile": ("auto", "off"),
-    "limits.edge.cpu_cores": (None,),
-    "limits.edge.memory_gb": (None,),
-    "limits.cloud.cpu_cores": (None,),
-    "limits.cloud.memory_gb": (None,),
-}
+_BUILT: Mapping[str, tuple[object, ...]] = {}
 
 
 def load(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:

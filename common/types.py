@@ -270,6 +270,18 @@ class GeneratedTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class Opinion:
+    """Is what a model thinks of each token of a text, at temperature 1 and untruncated.
+
+    `logprobs` are natural logarithms; of `ranks` 1 is the most probable token, and there are
+    none from a server that does not tell them.
+    """
+
+    logprobs: tuple[float, ...]
+    ranks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ServerInfo:
     """Describes a server: what it hosts, in which precision, and its limits.
 

@@ -1,8 +1,12 @@
-"""`make demo`: a cloud and an edge, two processes over real gRPC, on the bundled pair."""
+"""`make demo`, `outrider-demo`: a cloud and an edge, two processes, on the bundled pair.
+
+`make experiment NAME=all_arms` is the same with a file of configs/experiments.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -10,16 +14,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-DEMO = Path(__file__).resolve().parent
+from common import config as configuration
+
+DEMO = Path(os.path.relpath(Path(__file__).parent))  # as the report repeats it
 
 
 @contextmanager
-def cloud_server(log: Path) -> Iterator[str]:
+def cloud_server(log: Path, target: str, settings: Sequence[str]) -> Iterator[str]:
     """Runs the server on free ports and yields its address; drains it afterwards.
+
+    `settings` are flags that both ends understand.
 
     Raises SystemExit, naming the log, when it does not come up.
     """
-    command = [sys.executable, "-m", "cloud_server", "serve", "--model", str(DEMO / "target")]
+    command = [sys.executable, "-m", "cloud_server", "serve", "--model", target]
+    command += settings
     command += ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
     log.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -42,11 +51,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, help="where the records go; default: runs/<time>")
     parser.add_argument("--limit", type=int, help="how many of the prompts; default: all")
+    parser.add_argument("--config", type=Path, help="an experiment of configs/experiments")
+    parser.add_argument("--target", help="target model; default: experiment.target, or the bundled")
+    parser.add_argument("--draft", help="draft model; default: experiment.draft, or the bundled")
+    parser.add_argument(
+        "--path",
+        action="store_true",
+        help="only print where target, draft and prompts.jsonl of the bundled pair are",
+    )
     options = parser.parse_args(argv)
-    with cloud_server(Path("runs/demo-cloud.log")) as address:
+    if options.path:
+        print(DEMO)
+        return 0
+    asked = configuration.load(options.config).experiment
+    target = options.target or asked.target or str(DEMO / "target")
+    draft = options.draft or asked.draft or str(DEMO / "draft")
+    settings = [] if options.config is None else ["--config", str(options.config)]
+    with cloud_server(Path("runs/demo-cloud.log"), target, settings) as address:
         print(f"cloud: {address}, one process; edge: another", file=sys.stderr)
         command = [sys.executable, "-m", "edge_client", "bench", "--server", address]
-        command += ["--draft", str(DEMO / "draft"), "--prompts", str(DEMO / "prompts.jsonl")]
+        prompts = asked.prompts or str(DEMO / "prompts.jsonl")
+        command += ["--draft", draft, "--prompts", prompts, *settings]
         if options.out is not None:
             command += ["--out", str(options.out)]
         if options.limit is not None:

@@ -52,7 +52,8 @@ class AdaptivePace:
         self._received_ns: int | None = None  # when the verdict before came
         self._rounds = 0  # of this text
         self._is_provisional = True  # what is known of the server's times, if anything
-        self._undrafted = 0  # rounds since drafting was given up
+        self._is_rough = False  # what is known of the draft's time
+        self._undrafted = 0  # tokens since drafting was given up
         self._most_undrafted = 0.0  # and after how many it is tried again
         # At first asks at once for what the target itself would say, and drafts on meanwhile.
         self._length = self._lengths[0]
@@ -68,11 +69,6 @@ class AdaptivePace:
         self._received_ns = None
         self._rounds = 0
 
-    @property
-    def network_s(self) -> float:
-        """The network's time for a round, in seconds; 0 before the first."""
-        return max(0.0, median(self._network_s)) if self._network_s else 0.0
-
     def next(self, remaining: int) -> int:
         """Returns the draft length of the next round, at least 0."""
         tries_again = self._undrafted and self._undrafted >= self._most_undrafted
@@ -80,14 +76,18 @@ class AdaptivePace:
         return max(0, min(length, remaining - 1))
 
     def drafted(self, drafted: Drafted, spent_ns: int) -> None:
-        """Takes note of how long guesses took, unless much of the text had to be read first."""
-        if not drafted.token_ids or drafted.num_read_tokens > MOST_READ:
+        """Takes note of how long guesses took; where much was read first, only if nothing else is
+        known."""
+        was_read = drafted.num_read_tokens // (MOST_READ + 1)
+        is_known = bool(self._waiting.draft_s or self._sending.draft_s) and not self._is_rough
+        if not drafted.token_ids or (was_read and is_known):
             return
-        draft_s = max(spent_ns, 1) / len(drafted.token_ids) / 1e9
-        if self._undrafted:
+        draft_s = max(spent_ns, 1) / (len(drafted.token_ids) + was_read) / 1e9
+        if self._undrafted or self._is_rough:
             self._waiting.draft_s.clear()  # what was thought then
             self._sending.draft_s.clear()
             self._undrafted = 0
+        self._is_rough = was_read > 0
         self._speeds.draft_s.append(draft_s)
         if not self._network_s:
             fitting = FIRST_DRAFT_S / draft_s - 1  # 1: the assumed bonus token
@@ -97,7 +97,9 @@ class AdaptivePace:
 
     def learn(self, step: Step) -> None:
         """Takes note of a round; what was overtaken or mended tells nothing."""
-        before, self._received_ns = self._received_ns, step.received_ns
+        # Between tokens that the target writes alone, the edge may only have listened.
+        before, self._received_ns = self._received_ns, None if step.run_ahead else step.received_ns
+        self._undrafted += self._undrafted and len(step.token_ids)
         tells = bool(step.token_ids or step.num_draft_tokens)  # of itself, or of what is known
         if not tells or step.timing is None or step.elapsed_ns is None:
             return
@@ -117,6 +119,9 @@ class AdaptivePace:
         if self._waiting.server.is_known or self._sending.server.is_known:
             self._choose()
 
+    def _network(self) -> float:
+        return median(self._network_s) if self._network_s else 0.0
+
     def situation(self, *, ahead: bool) -> Situation | None:
         """Returns what is known by now of one way; None before the first round."""
         known = self._waiting.server.is_known or self._sending.server.is_known
@@ -129,7 +134,7 @@ class AdaptivePace:
         return Situation(
             # The server alone decides where nothing was drafted yet.
             draft_s=median(draft_s) if draft_s else 0.0,
-            network_s=self.network_s,
+            network_s=self._network(),
             target_s=fixed,
             target_token_s=each,
             acceptance=self._acceptance.by_position(),
@@ -152,7 +157,7 @@ class AdaptivePace:
             settings = [(paces, length, self._given_ahead) for length in self._lengths]
         else:
             settings = [(waiting, length, 0) for length in self._lengths]
-            near = self.network_s < NEAR_S
+            near = self._network() < NEAR_S
             if not near or self._waiting.server.rounds >= TRIED_ROUNDS:
                 settings += [
                     (sending, length, ahead)
@@ -166,7 +171,7 @@ class AdaptivePace:
         )
         if self._length or self._ahead:
             return
-        self._undrafted += 1
+        self._undrafted = max(1, self._undrafted)
         self._most_undrafted = (
             TRIED_AGAIN * rate * median(self._waiting.draft_s or self._sending.draft_s)
         )

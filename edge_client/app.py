@@ -37,6 +37,7 @@ class Assembly:
 
     model: EdgeModel
     encoder: TextEncoder
+    drafter: Drafter
     arms: Mapping[str, Arm]
     cloud: ResilientCloud | None
     server: ServerInfo | None
@@ -62,17 +63,19 @@ def assemble(
         if servers or set(arms) != {"edge"}:
             cloud = stack.enter_context(connect(config, servers))
             info = cloud.info()
-        model = EdgeModel.configured(draft, config.edge)
+        model = EdgeModel.configured(draft, config)
         if info is not None:
             wire.check_handshake(model.peer, _server_peer(info))
+        drafter = Drafter(model)
         yield Assembly(
             model=model,
+            drafter=drafter,
             encoder=TextEncoder(model.loaded.tokenizer),
             arms=build_arms(
                 arms,
                 tokenizer=model.loaded.tokenizer,
                 peer=model.peer,
-                drafter=Drafter(model),
+                drafter=drafter,
                 cloud=cloud,
                 server=info,
                 drafting=_drafting(config, info),

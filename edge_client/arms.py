@@ -59,7 +59,7 @@ class Arm(Protocol):
     def run(self, request: GenerationRequest) -> Iterator[Step]:
         """Yields the output as it is made; the last step, and only that, has a finish reason.
 
-        Each run starts cold: nothing is kept of the run before, on either end.
+        Of the run before, neither end keeps tokens or their cache; a pace keeps what it learnt.
         Closing the iterator early ends the generation on both ends. Raises
         PromptError when the prompt leaves no room in the context, ServiceError
         when the server fails; steps already yielded stay valid.

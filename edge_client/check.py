@@ -11,7 +11,7 @@ from edge_client.terminal import warn_of_dtypes
 
 def check(config: Config, *, draft: str) -> int:
     """Prints what was found; exits with PrecisionError's code on a tensor of another dtype."""
-    model = EdgeModel.configured(draft, config.edge)
+    model = EdgeModel.configured(draft, config)
     found = check_precision(model, model.precision)
     print(found.text)
     warn_of_dtypes(config.edge.dtype)

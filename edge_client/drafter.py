@@ -9,13 +9,15 @@ from operator import ne
 import torch
 
 from common import PROTOCOL_VERSION
-from common.config import EdgeSection
+from common.config import Config
+from common.lm.execution import CompileMode
 from common.lm.loading import load
+from common.lm.opinion import opinion_steps
 from common.lm.precision import apply_policy, dtype_name
 from common.lm.runner import LanguageModel, Segment
 from common.lm.sampling import Context
 from common.lm.threads import set_threads
-from common.types import DraftDistribution, Peer, SamplingParams
+from common.types import DraftDistribution, Opinion, Peer, SamplingParams
 from edge_client.guess import confidence, coupled_guess, drawn_guess, is_sure
 from edge_client.policy import PLAIN, Drafted, DraftPolicy, never
 
@@ -35,6 +37,7 @@ class EdgeModel(LanguageModel):
         threads: int | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        compile_mode: CompileMode = "off",
     ) -> None:
         """Applies the precision policy of this process and loads the model.
 
@@ -50,18 +53,23 @@ class EdgeModel(LanguageModel):
             allow_pickle=allow_pickle,
         )
         set_threads(threads, loaded)
-        super().__init__(loaded, cache_tokens=loaded.context_length)
+        super().__init__(loaded, loaded.context_length, compile_mode)
 
     @classmethod
-    def configured(cls, path_or_id: str, edge: EdgeSection) -> EdgeModel:
+    def configured(cls, path_or_id: str, config: Config) -> EdgeModel:
         """Loads the draft model as configured."""
-        return cls(
+        edge = config.edge
+        model = cls(
             path_or_id,
             dtype=edge.dtype,
             threads=edge.threads,
             trust_remote_code=edge.trust_remote_code,
             allow_pickle=edge.allow_pickle,
+            compile_mode=config.engine.compile,
         )
+        if config.engine.compile == "on":
+            model.compile()
+        return model
 
     @property
     def peer(self) -> Peer:
@@ -154,6 +162,17 @@ class Drafter:
             cut = len(tokens) < end and interrupted()
         guesses = tuple(tokens[len(history) :])
         return Drafted(guesses, tuple(distributions), sure and bool(guesses), cut, num_read)
+
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion:
+        """Says what the draft model thinks of a text after `context`, and forgets everything."""
+        self.reset()
+        steps = opinion_steps(self.model, self._session, context, text, PREFILL_CHUNK)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as ended:
+                opinion: Opinion = ended.value[1]
+                return opinion
 
     def _follow(self, history: list[int]) -> tuple[torch.Tensor, int]:
         """Brings the cache in step; returns the logits `[1, vocab]` after the last token.

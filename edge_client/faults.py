@@ -19,6 +19,7 @@ from common.errors import (
 )
 
 _NO_CONNECTION = "failed to connect"
+_RESET = "RST_STREAM"  # what a proxy says when the server behind it is lost
 _DETAILS_TRAILER = "grpc-status-details-bin"
 
 _NO_OUTRIDER = "what listens there is no Outrider server; check the address"
@@ -97,7 +98,7 @@ def error_from_call(error: grpc.RpcError, address: str, *, begun: bool = False) 
             f"server {address}: a message is larger than it takes ({details}); "
             "shorten the prompt, or raise cloud.max_message_bytes at both ends"
         )
-    if begun and error.code() is grpc.StatusCode.UNAVAILABLE:
+    if _RESET in details or (begun and error.code() is grpc.StatusCode.UNAVAILABLE):
         return UnavailableError(
             f"server {address} went away in the middle; what it confirmed stands. "
             f"Start it again with `outrider-cloud serve` and ask again ({details})"

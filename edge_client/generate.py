@@ -115,12 +115,15 @@ def _encode(options: GenerateOptions, parts: Assembly) -> tuple[int, ...]:
 
 
 def _conditions(arm: str, config: Config, parts: Assembly) -> Conditions:
-    drafts, asks = arm in ("edge", "speculative", "cloud_assisted"), arm != "edge"
+    drafts = arm in ("edge", "speculative")
+    target_dtype = parts.server.dtype if arm != "edge" and parts.server is not None else None
+    # The server's draft model has the precision of its target.
+    beside = target_dtype if arm == "cloud_assisted" else None
     return Conditions(
         arm=arm,
         sampling=sampling_params(config.decoding),
-        draft_dtype=parts.model.peer.dtype if drafts else None,
-        target_dtype=parts.server.dtype if asks and parts.server is not None else None,
+        draft_dtype=parts.model.peer.dtype if drafts else beside,
+        target_dtype=target_dtype,
         verification=_rule(arm, config),
     )
 

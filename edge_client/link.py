@@ -16,6 +16,7 @@ from common.types import (
     GeneratedTokens,
     GenerateMode,
     OpenSession,
+    Opinion,
     ServerInfo,
     Verdict,
 )
@@ -129,9 +130,7 @@ class Server(Protocol):
         self, context: Sequence[int], token_ids: Sequence[int]
     ) -> tuple[float, ...]: ...
 
-    def text_logprobs(  # noqa: D102
-        self, context: Sequence[int], text: Sequence[int]
-    ) -> tuple[float, ...]: ...
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion: ...  # noqa: D102
 
     def open(  # noqa: D102
         self, opening: OpenSession, timeout_s: float | None

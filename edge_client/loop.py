@@ -73,8 +73,10 @@ def speculate(
     while stopper.finish_reason is None:
         lacking = _lacking(session, stopper, pace)
         is_heard = bool(flights) or session.runs_ahead
-        listen_s = _listen_s(session, lacking)
-        if lacking is not None and not (is_heard and stream.arrived(listen_s)):
+        listens = _listens(session, lacking)
+        if lacking is not None and not (is_heard and stream.arrived(listens * LISTEN_S)):
+            if listens:
+                session.fall_silent()
             started = clock()
             drafted = drafter.draft(
                 session.tokens,
@@ -125,10 +127,9 @@ def _lacking(session: ClientSession, stopper: Stopper, pace: Pace) -> int | None
     return max(0, 1 + pace.next(remaining) - session.num_unsent_tokens)
 
 
-def _listen_s(session: ClientSession, lacking: int | None) -> float:
-    """Returns how long a target that writes alone may be silent before it is asked."""
-    idle = lacking == 0 and not session.num_unsent_tokens
-    return LISTEN_S if idle and session.is_written_on else 0.0
+def _listens(session: ClientSession, lacking: int | None) -> bool:
+    """Whether there is nothing to do but wait for a target that writes alone."""
+    return lacking == 0 and not session.num_unsent_tokens and session.is_written_on
 
 
 def _is_worth_asking(session: ClientSession, stopper: Stopper) -> bool:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from common.config import NetworkSection
 from common.errors import OutriderError
-from common.types import Draft, GenerateMode, OpenSession, Outcome, ServerInfo
+from common.types import Draft, GenerateMode, OpenSession, Opinion, Outcome, ServerInfo
 from edge_client.link import Ahead, Answer, Clock, Opened, Piece, Server, VerifyStream
 from edge_client.patience import Patience
 
@@ -94,9 +94,9 @@ class ResilientCloud:
         """Asks for logits: see CloudConnection.score."""
         return self._ask(lambda server: server.score(context, token_ids))
 
-    def text_logprobs(self, context: Sequence[int], text: Sequence[int]) -> tuple[float, ...]:
-        """Asks for log-probabilities: see CloudConnection.text_logprobs."""
-        return self._ask(lambda server: server.text_logprobs(context, text))
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion:
+        """Asks what the target thinks of a text: see CloudConnection.opinion."""
+        return self._ask(lambda server: server.opinion(context, text))
 
     @contextmanager
     def open(self, opening: OpenSession) -> Iterator[ResumingStream]:

@@ -29,13 +29,18 @@ class RunAheadPace:
         self._wanted = TRIED_TOKENS[True]
         self._kept = KEPT_TOKENS
         self._tokens = self._spent_ns = 0
-        self._last_ns: int | None = None  # the arrival before
-        self._from_ns = 0  # what was sent since the ways changed has come back
+        self._last_ns: int | None = None  # the arrival before, where this way made what follows
+        self._awaits_verdict = False  # on a first draft, since drafts are made again
 
     @property
     def ahead(self) -> int:
         """How many drafts may be sent ahead of the oldest verdict awaited."""
         return self._pace.ahead if self._drafts else 0
+
+    def tokens_a_second(self, *, drafts: bool) -> float | None:
+        """Returns how fast one way was when last timed; None before."""
+        rate = self._rates.get(drafts)
+        return None if rate is None else rate * 1e9
 
     def begin(self) -> None:
         """Keeps what earlier texts have taught."""
@@ -53,31 +58,40 @@ class RunAheadPace:
     def learn(self, step: Step) -> None:
         """Takes note of what came and when."""
         self._pace.learn(step)
-        if not step.token_ids or step.received_ns is None:
+        if step.received_ns is None:
+            return
+        if step.num_guessed_tokens and (self._awaits_verdict or not self._drafts):
+            # Only now does the way that is timed begin: with its own first draft judged, or when
+            # the other's last is.
+            self._awaits_verdict = False
+            self._tokens = self._spent_ns = 0
+            self._last_ns = step.received_ns
+            return
+        if not step.token_ids:
             return
         before, self._last_ns = self._last_ns, step.received_ns
-        if before is None or before < self._from_ns or step.reconnects:
+        if before is None or self._awaits_verdict or step.reconnects:
             return
         self._tokens += len(step.token_ids)
         self._spent_ns += step.received_ns - before
         if self._tokens >= self._wanted:
             self._rates[self._drafts] = self._tokens / max(1, self._spent_ns)
             self._tokens = self._spent_ns = 0
-            self._decide(step.received_ns)
+            self._decide()
 
-    def _decide(self, now: int) -> None:
+    def _decide(self) -> None:
         other = self._rates.get(not self._drafts)
         if not self._tries or other is None:
-            self._change(now, tries=True)
+            self._change(tries=True)
         elif self._rates[self._drafts] > other:
             self._wanted = KEPT_TOKENS
             self._kept = 4 * KEPT_TOKENS
             self._tries = False
         else:
-            self._change(now, tries=False)
+            self._change(tries=False)
             self._kept = min(4 * self._kept, MOST_KEPT)
 
-    def _change(self, now: int, *, tries: bool) -> None:
+    def _change(self, *, tries: bool) -> None:
         self._drafts, self._tries = not self._drafts, tries
         self._wanted = TRIED_TOKENS[self._drafts] if tries else self._kept
-        self._from_ns = now + round(self._pace.network_s * 1e9)
+        self._awaits_verdict = self._drafts

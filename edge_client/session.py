@@ -61,7 +61,7 @@ class ClientSession:
     def __init__(self, prompt_token_ids: tuple[int, ...], *, run_ahead: int = 0) -> None:
         """`run_ahead`: how many tokens the target may write alone after each draft."""
         self.runs_ahead = run_ahead > 0
-        self._run_ahead = run_ahead
+        self._granted = run_ahead  # as far as is known: the server may allow fewer
         self._alone = 0  # how many of them have come since the last draft was sent
         self.prompt_length = len(prompt_token_ids)
         self._history = list(prompt_token_ids)
@@ -117,7 +117,11 @@ class ClientSession:
     @property
     def is_written_on(self) -> bool:
         """Whether the target may write on for long yet before it needs another draft."""
-        return self._alone < self._run_ahead // 4
+        return self._step_id > 0 and self._alone < self._granted // 4
+
+    def fall_silent(self) -> None:
+        """Takes note that the target has written no more: fewer were granted, or none."""
+        self._granted = self._alone
 
     def guess(
         self, token_ids: Sequence[int], distributions: Sequence[DraftDistribution] = ()
@@ -186,6 +190,7 @@ class ClientSession:
         new = self._beyond(ahead.position, ahead.token_ids, ahead)
         self._held = ahead.position + len(ahead.token_ids)
         self._alone += len(ahead.token_ids)
+        self._granted = max(self._granted, self._alone)
         return Round(
             new,
             finish_reason=ahead.finish_reason,

@@ -19,6 +19,9 @@ from edge_client.rule import Rule
 _LEFT_OUT = frozenset(
     {"run_id", "prompt_id", "turn", "category", "repeat", "order", "error", "schema_version"}
     | {"prompt_token_ids", "output_token_ids", "text", "finish_reason", "steps", "started_s"}
+    | {"edge_cpu_s", "cloud_cpu_s", "edge_peak_rss_mib", "cloud_peak_rss_mib"}
+    | {"waited_s"}  # of bench and load alone
+    | {"edge_energy_j", "cloud_energy_j", "gpu_peak_memory_mib", "gpu_utilization", "gpu_energy_j"}
     | {"target_nll", "chrf", "bleu", "rouge_l"}  # asked for, and compared, by bench alone
 )
 

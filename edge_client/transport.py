@@ -19,7 +19,7 @@ import grpc
 from common import wire
 from common.config import NetworkSection, SecuritySection
 from common.errors import ConfigError, InternalError
-from common.types import GenerateMode, OpenSession, ServerInfo
+from common.types import GenerateMode, OpenSession, Opinion, ServerInfo
 from edge_client.credentials import ClientCredentials, read_credentials
 from edge_client.faults import error_from_call
 from edge_client.link import Clock, Piece
@@ -119,13 +119,11 @@ class CloudConnection:
         answer = self._score(wire.score_to_proto(context, token_ids=token_ids))
         return self._as_many("tokens", answer.logits, token_ids)
 
-    def text_logprobs(self, context: Sequence[int], text: Sequence[int]) -> tuple[float, ...]:
-        """Asks for the log-probability, in nats, of each token of a text after `context`.
-
-        At temperature 1 and untruncated, outside any session.
-        """
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion:
+        """Asks what the target thinks of each token of a text after `context`, in no session."""
         answer = self._score(wire.score_to_proto(context, text=text))
-        return self._as_many("tokens of a text", answer.text_logprobs, text)
+        logprobs = self._as_many("tokens of a text", answer.text_logprobs, text)
+        return Opinion(logprobs, tuple(answer.text_ranks))
 
     def _score(self, request: pb.ScoreRequest) -> pb.ScoreResponse:
         try:
@@ -193,6 +191,8 @@ def _channel(
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
+        # A name with several addresses is several replicas: each stream goes to the next one.
+        ("grpc.lb_policy_name", "round_robin"),
         ("grpc.min_reconnect_backoff_ms", round(network.connect_timeout_s * 1000)),
         # A link that was cut without a word is noticed before the round's own timeout.
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),

@@ -141,6 +141,7 @@ NOT_MADE: Mapping[tuple[str, str], str] = {
     ("common/wire/errors.py", "_BY_REASON"): "rebuilds what a server made, which has its own row",
     ("edge_client/patience.py", "_MISFITS"): "is compared with, and part of RECASTS",
     ("cloud_server/metrics.py", "leaves"): "counts errors by reason",
+    ("edge_client/bench.py", "suppress"): "leaves out who cannot say",
 }
 """Where classes are named and none is made by it: (module, name assigned, or called with it)."""
 

@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from common.lm.execution import CompileMode
 from common.lm.loading import LoadedModel, describe
 from common.lm.runner import LanguageModel
 from common.lm.wording import quiet
@@ -184,10 +185,14 @@ def loaded(model: PreTrainedModel, name: str = "tiny") -> LoadedModel:
 
 
 def language_model(
-    architecture: str = "llama", cache_tokens: int = 1024, seed: int = 0
+    architecture: str = "llama",
+    cache_tokens: int = 1024,
+    seed: int = 0,
+    compile_mode: CompileMode = "off",
 ) -> LanguageModel:
     """Builds a runner over a cached tiny model."""
-    return LanguageModel(loaded(tiny(architecture, seed), architecture), cache_tokens)
+    model = loaded(tiny(architecture, seed), architecture)
+    return LanguageModel(model, cache_tokens, compile_mode)
 
 
 def noised_copy(model: PreTrainedModel, noise: float, seed: int = 1) -> PreTrainedModel:

@@ -66,6 +66,7 @@ def hosting(
             engine=engine,
             loaded=target.loaded,
             info=info,
+            execution=target.execution,
             limits=limits,
             metrics=metrics,
             clock=time.monotonic_ns,

@@ -8,7 +8,7 @@ under the name, so transformers builds no mask and hands over `attention_mask=No
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -73,6 +73,30 @@ class Span:
     stop: int
     session: int
     position: int
+
+
+class KernelStep:
+    """Has the kernels attend, which hold the spans meanwhile (see kernels.cpp)."""
+
+    def attend(self, call: LayerCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Writes the new keys and values of every span, and attends all in one call."""
+        output: Tensor = torch.ops.outrider.attend(
+            query, key, value, call.layer, call.scaling, call.window or 0, call.softcap or 0.0
+        )
+        return output
+
+
+@contextmanager
+def kernel_step(cache: KVCache, spans: Sequence[Span]) -> Iterator[None]:
+    """Lets the attention calls inside a `with` block be answered by the kernels."""
+    places = [number for span in spans for number in (span.start, span.stop, span.position)]
+    keys, values = cache.buffers([span.session for span in spans])
+    torch.ops.outrider.begin_step(places, keys, values)
+    try:
+        with current_step(KernelStep()):
+            yield
+    finally:
+        torch.ops.outrider.end_step()
 
 
 class RaggedStep:
@@ -179,7 +203,8 @@ def ragged_attention(
 
     Raises ModelError on any argument whose effect this attention does not reproduce.
     """
-    step = _current.get()
+    # A graph is compiled for kernels alone: they know the step, whatever it is.
+    step = KernelStep() if torch.compiler.is_compiling() else _current.get()
     if step is None:
         raise InternalError(f"{NAME} attention was called outside a step of the runner")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

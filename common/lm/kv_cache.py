@@ -163,6 +163,13 @@ class KVCache:
             )
         return held.keys[layer][:, start:stop], held.values[layer][:, start:stop]
 
+    def buffers(self, sessions: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
+        """Lists whole key and value buffers, layer by layer and in each one a session."""
+        held = [self._get(session) for session in sessions]
+        layers = range(len(self.layers))
+        keys = [one.keys[layer] for layer in layers for one in held]
+        return keys, [one.values[layer] for layer in layers for one in held]
+
     def check_integrity(self) -> None:
         """Raises InternalError, with the numbers, when the books do not balance."""
         reserved = sum(held.reserved for held in self._sessions.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -10,24 +11,30 @@ from transformers import PreTrainedModel
 
 from common.errors import InternalError
 from common.lm import compatibility
-from common.lm.attention import NAME, RaggedStep, Span, current_step
+from common.lm.attention import NAME, Span
+from common.lm.execution import CompileMode, Execution
 from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel, twin
 from common.lm.segments import Segment
 
-__all__ = ["LanguageModel", "Segment"]
+__all__ = ["LanguageModel", "Segment", "compile_meanwhile"]
 
 
 class LanguageModel:
     """Runs a model over the tokens of many sessions, packed into one row without padding."""
 
-    def __init__(self, loaded: LoadedModel, cache_tokens: int) -> None:
+    def __init__(
+        self, loaded: LoadedModel, cache_tokens: int, compile_mode: CompileMode = "off"
+    ) -> None:
         """Makes the cache and proves the architecture; raises ModelError when it cannot be served.
 
-        `cache_tokens` is the budget of the key/value cache over all sessions.
+        `cache_tokens` is the budget of the key/value cache over all sessions. `compile_mode` off
+        runs transformers' module as it is; auto and on run it with our kernels, ConfigError if on
+        cannot be had (see execution.py).
         """
         self.loaded = loaded
         self._module = twin(loaded.model, NAME)
+        self.execution = Execution(self._module, loaded, compile_mode)
         layers = compatibility.observe_layers(loaded, self._module)
         self.cache = KVCache(layers, cache_tokens, loaded.dtype, loaded.device)
         compatibility.probe(self)
@@ -41,6 +48,14 @@ class LanguageModel:
     def stock(self) -> PreTrainedModel:
         """The unmodified transformers module over the same weights, for `generate`."""
         return self.loaded.model
+
+    def compile(self) -> None:
+        """Compiles the graphs, unless the mode is off; the module serves meanwhile.
+
+        From then on it serves as a graph, or why not is in `execution.note`. Raises ConfigError
+        when the mode is on and there is none.
+        """
+        self.execution.compile(self.cache)
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.
@@ -77,17 +92,13 @@ class LanguageModel:
             positions.extend(range(segment.position, segment.position + stop - start))
             wanted.extend(range(stop - segment.num_logits, stop))
         device = self.loaded.device
-        rows = torch.tensor(wanted, dtype=torch.long, device=device)
-        with current_step(RaggedStep(cache, spans)):
-            output = self._module(
-                input_ids=torch.tensor([tokens], device=device),
-                position_ids=torch.tensor([positions], device=device),
-                use_cache=False,
-                logits_to_keep=rows,
-            )
-        logits: Tensor = output.logits[0]
-        if len(logits) != len(wanted):  # the architecture ignores logits_to_keep
-            logits = logits[rows]
+        logits = self.execution.run(
+            cache,
+            spans,
+            torch.tensor([tokens], device=device),
+            torch.tensor([positions], device=device),
+            torch.tensor(wanted, dtype=torch.long, device=device),
+        )
         return logits[:, : self.loaded.vocab_size]
 
     def _check(self, cache: KVCache, segments: Sequence[Segment]) -> None:
@@ -111,3 +122,20 @@ class LanguageModel:
                 )
             if not all(0 <= token < self.loaded.vocab_size for token in segment.token_ids):
                 raise InternalError(f"a token outside the vocabulary of {self.loaded.vocab_size}")
+
+
+def compile_meanwhile(*models: LanguageModel) -> None:
+    """Compiles the graphs of models in turn, on a thread that does not outlive the process.
+
+    Those that have nothing to compile are passed over.
+    """
+    waiting = [model for model in models if model.execution.path == "kernels"]
+
+    def run() -> None:
+        for model in waiting:
+            model.compile()
+
+    for model in waiting:
+        model.execution.is_compiling = True
+    if waiting:
+        threading.Thread(target=run, name="compiling", daemon=True).start()

@@ -18,6 +18,8 @@ WIDTH = 380
 PARTS = ("draft", "network", "queue", "target_compute", "other")
 _ARMS = ("edge", "cloud", "cloud_optimized", "speculative", "cloud_assisted")
 _LABEL = 112
+_LABEL_LETTERS = 15
+_NO_FIT = Markup()
 _ROW = 34
 
 Estimate = Mapping[str, Any]
@@ -40,7 +42,7 @@ def speed_chart(speeds: Mapping[str, Estimate | None]) -> Markup | None:
         y = row * _ROW + 6
         length = speed["value"] * scale
         marks += [
-            _text(_LABEL - 8, y + 16, arm, anchor="end"),
+            _arm_label(y, arm),
             _bar(_LABEL, y + 2, length, 20, arm_class(arm), f"{arm}: {_said(speed)} tokens/s"),
             *_whisker(_LABEL, y + 12, speed, scale),
             _text(_LABEL + _high(speed) * scale + 8, y + 16, number(speed["value"]), css="strong"),
@@ -147,7 +149,7 @@ def time_chart(
     marks = []
     for row, (arm, split) in enumerate(widths.items()):
         y, x = row * _ROW + 6, float(_LABEL)
-        marks.append(_text(_LABEL - 8, y + 16, arm, anchor="end"))
+        marks.append(_arm_label(y, arm))
         for part, milliseconds in split.items():
             length = milliseconds * scale
             if length > 0.05:
@@ -218,7 +220,17 @@ def _dot(x: float, y: float, css: str, hint: str, radius: float = 3) -> Markup:
     ).format(x, y, radius, css, hint)
 
 
-def _text(x: float, y: float, words: str, *, anchor: str = "start", css: str = "") -> Markup:
-    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}">{}</text>').format(
-        x, y, anchor, css, words
+def _arm_label(y: float, arm: str) -> Markup:
+    """Squeezes a long name into its column."""
+    fit = Markup(' textLength="{}" lengthAdjust="spacingAndGlyphs"').format(_LABEL - 10)
+    return _text(
+        _LABEL - 8, y + 16, arm, anchor="end", fit=fit if len(arm) > _LABEL_LETTERS else _NO_FIT
+    )
+
+
+def _text(
+    x: float, y: float, words: str, *, anchor: str = "start", css: str = "", fit: Markup = _NO_FIT
+) -> Markup:
+    return Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="{}" class="{}"{}>{}</text>').format(
+        x, y, anchor, css, fit, words
     )

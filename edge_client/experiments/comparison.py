@@ -9,8 +9,8 @@ from operator import eq
 from typing import Any
 
 from edge_client.experiments.bootstrap import Bootstrap
+from edge_client.experiments.measure import by_prompt
 from edge_client.experiments.records import Record
-from edge_client.experiments.statistics import by_prompt
 from edge_client.rule import Promise
 
 LogitGap = Callable[[Sequence[int], Sequence[int], int, int], float | None]

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from common.config import Config
+from common.lm.precision import dtype_name
+from common.machine.granted import granted_cores, granted_memory
+from common.machine.usage import PREFIX
 from common.types import ServerInfo
-from edge_client.experiments.granted import granted_cores, granted_memory
+from edge_client.drafter import EdgeModel
 
 PACKAGES = (
     *("outrider", "torch", "transformers", "tokenizers", "grpcio", "protobuf", "numpy"),
@@ -64,6 +67,27 @@ def describe_environment(
         "git": git_state(Path(__file__)),
         "configuration": config.model_dump(mode="json"),
     }
+
+
+def describe_bench(
+    config: Config, model: EdgeModel, server: ServerInfo | None, link: str | None = None
+) -> dict[str, Any]:
+    """Describes what a command that drafts with `model` and asks `server` runs on."""
+    loaded, dtype = model.loaded, dtype_name(model.dtype)
+    return describe_environment(
+        config=config,
+        precision=model.precision.settings,
+        draft=ModelFacts(
+            name=loaded.short_name,
+            fingerprint=loaded.model_fingerprint,
+            dtype=dtype,
+            cache_dtype=dtype_name(model.cache.dtype),
+            checkpoint_dtype=loaded.checkpoint_dtype,
+        ),
+        server=server,
+        device=str(loaded.device),
+        link=link,
+    )
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
@@ -123,7 +147,11 @@ def _server(server: ServerInfo) -> dict[str, Any]:
         "protocol_version": server.protocol_version,
         "device": server.device,
         "precision": dict(server.precision),
-        "environment": dict(server.environment),
+        "environment": {
+            name: text
+            for name, text in server.environment.items()
+            if not name.startswith(PREFIX)  # of the moment, and no part of what it runs on
+        },
         "context_length": server.context_length,
         "draft_model": {
             "name": server.draft_model_name,

@@ -82,6 +82,24 @@ def idle_line(summary: Summary) -> str | None:
     return f"idle round trip, first → last median: {', '.join(parts)}" if parts else None
 
 
+def self_check_line(check: Summary) -> str:
+    """Says whether an arm that ran under two names came out alike."""
+    median = check["tokens_per_s"]
+    said = (
+        f"self-check: {check['again']} wrote {median['value']:.3f}× the tokens/s of {check['arm']}"
+    )
+    if check["covers_1"] is None:
+        return f"{said} (median of {check['prompts']} prompts: too few for an interval)"
+    low, high = median["ci95"]
+    basis = f"(median of {check['prompts']} prompts, 95 % interval {low:.3f} to {high:.3f})"
+    if check["covers_1"]:
+        return f"{said} {basis}: no difference, as it must be"
+    return (
+        f"{said} {basis}: a difference where there is none. That happens once in 20 runs; if it "
+        f"happens again, something else than the arms decides here"
+    )
+
+
 def identity_line(summary: Summary) -> str | None:
     """Returns the exact-match line of the headline: "identical to cloud: 48/48".
 

@@ -14,21 +14,27 @@ class Progress:
     """Shows how many of `total` are done, `what` being counted; a context manager.
 
     `clock` returns nanoseconds; a line is written at most every fifteen seconds,
-    and at the end.
+    and at the end. What was `done` before says nothing of the time left.
     """
 
     def __init__(
-        self, total: int, stream: TextIO, clock: Callable[[], int], what: str = "generations"
+        self,
+        total: int,
+        stream: TextIO,
+        clock: Callable[[], int],
+        what: str = "generations",
+        done: int = 0,
     ) -> None:
         self._total = total
         self._what = what
         self._stream = stream
         self._clock = clock
-        self._done = 0
+        self._done = self._earlier = done
         self._started = self._told = clock()
         self._bar: tqdm[Any] | None = None
         if stream.isatty():
-            self._bar = tqdm(total=total, file=stream, unit="gen", dynamic_ncols=True, leave=False)
+            shown: dict[str, Any] = {"file": stream, "unit": "gen", "dynamic_ncols": True}
+            self._bar = tqdm(total=total, initial=done, leave=False, **shown)
 
     def __enter__(self) -> Progress:
         return self
@@ -51,7 +57,7 @@ class Progress:
         now = self._clock()
         if now - self._told >= _LINE_EVERY_NS or self._done == self._total:
             self._told = now
-            left = (now - self._started) / self._done * (self._total - self._done)
+            left = (now - self._started) / (self._done - self._earlier) * (self._total - self._done)
             rest = f"about {duration(left)} left" if left else "done"
             line = f"bench: {self._done}/{self._total} {self._what}, {rest}"
             print(line, file=self._stream, flush=True)

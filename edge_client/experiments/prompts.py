@@ -9,7 +9,8 @@ A line holds exactly one of
 
 and optionally `id` (or `question_id`, `task_id`), `category` and `reference`: the
 text that is wanted, or a list of texts. A list has one for each turn where there are
-several turns, and equally good ones where there is one; in a list, null is none.
+several turns, and equally good ones where there is one; a list within it has equally good
+ones for its turn (Spec-Bench); in a list, null is none.
 Other fields are ignored.
 """
 
@@ -203,19 +204,21 @@ def _category(fields: Mapping[str, Any], where: str) -> str | None:
 
 
 def _references(value: Any, turns: int, where: str) -> tuple[tuple[str, ...], ...]:
-    """Returns the texts wanted of each turn."""
+    """Returns the texts wanted of each turn; a list within the list has equally good ones."""
     if value is None:
         return ()
     each = value if isinstance(value, list) else [value]
-    if not all(text is None or isinstance(text, str) for text in each):
+    inner = [text if isinstance(text, list) else [text] for text in each]
+    if not all(text is None or isinstance(text, str) for texts in inner for text in texts):
         raise PromptError(
             f"{where}: 'reference' must be text, or a list of texts, found {_short(value)}"
         )
+    wanted = [tuple(text for text in texts if text is not None) for texts in inner]
     if turns == 1:
-        return (tuple(text for text in each if text is not None),)
-    if len(each) > turns:
-        raise PromptError(f"{where}: 'reference' has {len(each)} texts for {turns} turns")
-    return tuple(() if text is None else (text,) for text in each)
+        return (tuple(text for texts in wanted for text in texts),)
+    if len(wanted) > turns:
+        raise PromptError(f"{where}: 'reference' has {len(wanted)} texts for {turns} turns")
+    return tuple(wanted)
 
 
 def _short(value: object) -> str:

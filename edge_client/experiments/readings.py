@@ -5,7 +5,7 @@ A reading of raw steps is a list, empty where it does not apply; a sum is None t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from edge_client.experiments.columns import Column
 from edge_client.experiments.records import Counts, Record
@@ -34,6 +34,16 @@ def busy(record: Record) -> float | None:
 def asked_rounds(record: Record) -> float | None:
     """Returns the rounds that were asked for over the link; None where the server drafted."""
     return None if record.unasked_blocks is None else record.rounds
+
+
+def milliseconds(field: str) -> Callable[[Record], float | None]:
+    """Returns a reading of a field in seconds, as milliseconds."""
+
+    def read(record: Record) -> float | None:
+        seconds: float | None = getattr(record, field)
+        return None if seconds is None else seconds * _MS_PER_S
+
+    return read
 
 
 def blocks(record: Record) -> float | None:

@@ -56,6 +56,8 @@ class Unit:
     temperature: float
     draft_dtype: str | None
     target_dtype: str | None
+    draft_engine: str | None = None
+    target_engine: str | None = None
     verification: Rule | None = None
 
 
@@ -127,6 +129,18 @@ class Record:
     num_wasted_tokens: int | None = None
     num_wasted_target_tokens: int | None = None
     num_run_ahead_tokens: int | None = None
+    draft_engine: str | None = None
+    target_engine: str | None = None
+    waited_s: float | None = None
+    edge_cpu_s: float | None = None
+    cloud_cpu_s: float | None = None
+    edge_peak_rss_mib: float | None = None
+    cloud_peak_rss_mib: float | None = None
+    edge_energy_j: float | None = None
+    cloud_energy_j: float | None = None
+    gpu_peak_memory_mib: float | None = None
+    gpu_utilization: float | None = None
+    gpu_energy_j: float | None = None
     steps: StepColumns | None = None
 
     @property
@@ -151,13 +165,14 @@ def record_from_steps(
     *,
     started_ns: int = 0,
     run_started_ns: int | None = None,
+    waited_ns: int | None = None,
 ) -> Record:
     """Builds the record of a generation that ended.
 
     `arrivals_ns` are the client's clock at each step, counted from the moment the
     request was handed to the arm, which was at `started_ns`; `quality` is how near
     the text comes to the prompt's reference; `run_started_ns` is when the run's first
-    generation began.
+    generation began; `waited_ns` how long the request was due before it was handed over.
     """
     output = tuple(token_id for step in steps for token_id in step.token_ids)
     rounds = [step for step in steps if step.num_accepted_tokens is not None]
@@ -221,6 +236,7 @@ def record_from_steps(
         **({} if quality is None else dataclasses.asdict(quality)),
         reconnects=total(step.reconnects for step in steps),
         time_lost_s=None if lost_ns is None else lost_ns / _NS_PER_S,
+        waited_s=None if waited_ns is None else waited_ns / _NS_PER_S,
         started_s=None if run_started_ns is None else (started_ns - run_started_ns) / _NS_PER_S,
         serialization_ms=percentiles(
             s.serialization_ns / _NS_PER_MS for s in steps if s.serialization_ns is not None

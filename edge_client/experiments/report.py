@@ -1,4 +1,7 @@
-"""The page a run leaves: one file, no assets, no scripts, readable on a phone and at night."""
+"""The page a run leaves: one file, nothing from outside, readable on a phone and at night.
+
+What matters is drawn without a script; the further plots are Chart.js, which is in the page.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,11 @@ from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from edge_client.experiments import charts
 from edge_client.experiments.comparison import paired_ratios
+from edge_client.experiments.differences import flatten
 from edge_client.experiments.figures import (
     SPLIT,
     all_identical,
@@ -19,11 +24,14 @@ from edge_client.experiments.figures import (
     identity_line,
     idle_line,
     promise_of,
+    self_check_line,
 )
+from edge_client.experiments.plots import as_script, plots
 from edge_client.experiments.prompts import Prompt
 from edge_client.experiments.records import Record
 from edge_client.experiments.rows import arm_rows
 from edge_client.experiments.table import warnings
+from edge_client.experiments.token_view import KINDS, AskOpinions, Pieces, views
 from edge_client.rule import Promise
 
 
@@ -56,9 +64,20 @@ class Exchange:
 
 
 def render_report(
-    summary: Mapping[str, Any], records: Sequence[Record], prompts: Sequence[Prompt]
+    summary: Mapping[str, Any],
+    records: Sequence[Record],
+    prompts: Sequence[Prompt],
+    *,
+    command: str | None = None,
+    pieces: Pieces | None = None,
+    opinions: AskOpinions | None = None,
 ) -> str:
-    """Returns the page as HTML; every text in it is escaped."""
+    """Returns the page as HTML; every text in it is escaped.
+
+    `command` repeats the run; `pieces` None leaves out the view token by token, and `opinions`
+    None what the models think of each token in it.
+    """
+    drawn = plots(summary, records)
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -77,6 +96,17 @@ def render_report(
         arms=[(arm, charts.arm_class(arm)) for arm in arms],
         rows=arm_rows(summary),
         charts=_charts(summary, records),
+        plots=drawn,
+        plots_json=as_script(drawn),
+        library=Markup(_asset("chart.umd.js")),  # ours, and a library's: no text of a run
+        drawing=Markup(_asset("report.js")),
+        views=views(records, pieces, opinions),
+        kinds=KINDS,
+        matches=list(_matches(summary)),
+        categories=summary["categories"],
+        checks=[self_check_line(check) for check in summary["self_checks"]],
+        command=command,
+        unmeasured=list(_unmeasured(summary)),
         parts=[(part, part.replace("_", " ")) for part in charts.PARTS],
         mismatches=list(_mismatches(summary)),
         exchanges=list(exchanges(summary, records, prompts)),
@@ -84,6 +114,45 @@ def render_report(
         idle_samples=(summary["environment"].get("idle_rtt_ms") or {}).get("samples", []),
         environment=list(flatten(_without_idle(summary["environment"]))),
     )
+
+
+def _asset(name: str) -> str:
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _matches(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, int, int, bool]]:
+    """Yields both arms, prompts equal and compared, and whether equality was promised."""
+    for row in summary["exact_match"]:
+        promised = all(promise_of(summary, arm) is Promise.TOKENS for arm in row["arms"])
+        yield (*row["arms"], row["prompts_equal"], row["prompts_compared"], promised)
+
+
+def _unmeasured(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Yields what this run does not know, in words."""
+    known = summary["resources"]
+    for what, keys in _RESOURCES.items():
+        if all(known[key] is None for key in keys):
+            yield what
+    environment = summary["environment"]
+    if environment.get("idle_rtt_ms") is None:
+        yield "the idle link’s round trip (there was no server)"
+    machine = (environment.get("machine") or {}).get("samples", [])
+    for what, key in (
+        ("the processor’s clock", "clock_mhz"),
+        ("throttling by heat", "heat_events"),
+    ):
+        if all(reading[key] is None for reading in machine):
+            yield what
+
+
+_READINGS = (("the processor’s clock", "clock_mhz"), ("throttling by heat", "heat_events"))
+_RESOURCES = {
+    "processor time and memory": ("edge_cpu_s", "edge_peak_rss_mib"),
+    "energy of processors (no RAPL)": ("edge_energy_j", "cloud_energy_j"),
+    "memory, utilisation and energy of a GPU (none, or no NVML)": (
+        *("gpu_peak_memory_mib", "gpu_utilization", "gpu_energy_j"),
+    ),
+}
 
 
 def exchanges(
@@ -102,27 +171,6 @@ def exchanges(
             if found:
                 replies = tuple(_reply(record, reference) for record in found)
                 yield Exchange(prompt.prompt_id, prompt.category, question, replies)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yields nested settings as dotted names with their values in words."""
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", _in_words(value)
-
-
-def _in_words(value: object) -> str:
-    if value is None:
-        return "not known"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, list | tuple | dict):
-        return ", ".join(map(str, value)) or "none"
-    return str(value)
 
 
 def _reply(record: Record, reference: Record | None) -> Reply:

@@ -103,6 +103,32 @@ def _of(key: str, part: str | None = None, scale: float = 1.0) -> Callable[[Numb
     return cell
 
 
+def _middles(key: str) -> Callable[[Numbers], str]:
+    """Shows median and mean of a spread in seconds, as milliseconds."""
+
+    def cell(numbers: Numbers) -> str:
+        spread = numbers[key]
+        if spread is None:
+            return NONE
+        return f"{_estimate(spread['p50'], 1e3)} / {_estimate(spread['mean'], 1e3)}"
+
+    return cell
+
+
+def _energy(numbers: Numbers) -> str:
+    parts = [numbers[f"{part}_energy_j_per_token"] for part in ("edge", "cloud", "gpu")]
+    if not any(parts):
+        return NONE
+    edge, cloud, gpu = parts
+    both = [part["value"] for part in (cloud, gpu) if part is not None]
+    return f"{_estimate(edge)} / {number(sum(both)) if both else NONE}"
+
+
+def _acceptance(numbers: Numbers) -> str:
+    pooled, by_prompt = numbers["acceptance_rate"], numbers["acceptance_rate_mean_of_prompts"]
+    return NONE if pooled is None else f"{_estimate(pooled)} / {_estimate(by_prompt)}"
+
+
 def _below_one(key: str) -> Callable[[Numbers], str]:
     """Shows a share only where it says something: where it is not whole."""
     return lambda n: NONE if n[key] is None or n[key]["value"] == 1 else _estimate(n[key])
@@ -140,9 +166,15 @@ _ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
         "output tokens ÷ seconds, pooled, 95 % interval",
         lambda n: _interval(n["tokens_per_s"]),
     ),
-    ("TTFT", "ms", "time to first token, median", _of("ttft_s", "p50", 1e3)),
-    ("TPOT", "ms", "time per output token after the first, median", _of("tpot_s", "p50", 1e3)),
-    ("acceptance", "", "accepted ÷ drafted, pooled", _of("acceptance_rate")),
+    ("TTFT median / mean", "ms", "time to first token", _middles("ttft_s")),
+    ("TPOT median / mean", "ms", "time per output token after the first", _middles("tpot_s")),
+    ("e2e median / mean", "ms", "time of a whole output", _middles("e2e_s")),
+    (
+        "acceptance pooled / by prompt",
+        "",
+        "accepted ÷ drafted: of all drafts, and the mean of each prompt's own",
+        _acceptance,
+    ),
     ("cloud calls a block", "", "blocks the cloud was asked about", _below_one("cloud_call_rate")),
     ("verified", "", "share of tokens the cloud judged", _below_one("verified_share")),
     ("corrected", "", "share of tokens put right by the cloud", _corrected),
@@ -195,6 +227,24 @@ _ROWS: tuple[tuple[str, str, str, Callable[[Numbers], str]], ...] = (
         "",
         "forward passes of the target, prompt included",
         _of("target_forward_passes_per_token"),
+    ),
+    (
+        "edge CPU",
+        "ms a token",
+        "processor time of the edge's process",
+        _of("edge_cpu_ms_per_token"),
+    ),
+    (
+        "cloud CPU",
+        "ms a token",
+        "processor time of the cloud's process",
+        _of("cloud_cpu_ms_per_token"),
+    ),
+    (
+        "energy",
+        "J a token",
+        "of the packages and GPU, edge / cloud; whoever used them",
+        _energy,
     ),
 )
 

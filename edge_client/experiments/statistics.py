@@ -6,41 +6,32 @@ Pure. Every number is defined in docs/methods.md.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from edge_client.experiments import readings
-from edge_client.experiments.bootstrap import Bootstrap, Estimate
+from edge_client.experiments.bootstrap import Bootstrap
+from edge_client.experiments.measure import Measure, Reading, by_prompt
 from edge_client.experiments.records import Record
 
 _MS_PER_S = 1e3
-_FRACTIONS = {"p50": 0.50, "p95": 0.95, "p99": 0.99}
-
-Reading = Callable[[Record], float | None]
-
-
-def by_prompt(records: Iterable[Record]) -> dict[str, list[Record]]:
-    """Groups records by prompt, in order of first appearance."""
-    groups: dict[str, list[Record]] = {}
-    for record in records:
-        groups.setdefault(record.prompt_id, []).append(record)
-    return groups
 
 
 def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, Any]:
     """Pools the records of one arm; failed ones are counted and otherwise left out."""
     whole = [record for record in records if record.error is None]
-    groups = list(by_prompt(whole).values())
-    measure = _Measure(groups, bootstrap)
+    measure = Measure(whole, bootstrap)
     return {
         "records": len(records),
         "errors": len(records) - len(whole),
-        "prompts": len(groups),
+        "prompts": len(by_prompt(whole)),
         "num_output_tokens": readings.total(r.num_output_tokens for r in whole),
         "finish_reasons": dict(sorted(Counter(str(r.finish_reason) for r in whole).items())),
         "draft_dtype": next((r.draft_dtype for r in records), None),
         "target_dtype": next((r.target_dtype for r in records), None),
+        "draft_engine": next((r.draft_engine for r in records), None),
+        "target_engine": next((r.target_engine for r in records), None),
         "tokens_per_s": measure.ratio(lambda r: r.num_output_tokens, lambda r: r.e2e_s),
         "ttft_s": measure.spread(lambda r: _one(r.ttft_s)),
         "tpot_s": measure.spread(lambda r: _one(r.tpot_s)),
@@ -61,6 +52,16 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
         "target_forward_passes_per_token": measure.a_token(lambda r: r.target_forward_passes),
         "target_busy_ms_per_token": measure.a_token(readings.busy),
         "mean_step_sessions": measure.mean(lambda r: r.mean_step_sessions),
+        **{
+            name: measure.a_token(read)
+            for name, read in {
+                "edge_cpu_ms_per_token": readings.milliseconds("edge_cpu_s"),
+                "cloud_cpu_ms_per_token": readings.milliseconds("cloud_cpu_s"),
+                "edge_energy_j_per_token": lambda r: r.edge_energy_j,
+                "cloud_energy_j_per_token": lambda r: r.cloud_energy_j,
+                "gpu_energy_j_per_token": lambda r: r.gpu_energy_j,
+            }.items()
+        },
         "ms_per_token": _decomposition(measure),
         "overlap_ms_per_token": measure.a_token(readings.overlap),
         "target_nll": measure.a_token(readings.nats),
@@ -70,7 +71,7 @@ def summarize_arm(records: Sequence[Record], bootstrap: Bootstrap) -> dict[str, 
     }
 
 
-def _speculation(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
+def _speculation(whole: Sequence[Record], measure: Measure) -> dict[str, Any]:
     accepted = readings.add_up(r.accepted_per_position for r in whole)
 
     def by_position(position: int) -> dict[str, Any] | None:
@@ -98,9 +99,7 @@ def _speculation(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
     }
 
 
-def _asking(
-    records: Sequence[Record], whole: Sequence[Record], measure: _Measure
-) -> dict[str, Any]:
+def _asking(records: Sequence[Record], whole: Sequence[Record], measure: Measure) -> dict[str, Any]:
     rule = next((r.verification for r in records if r.verification is not None), None)
     promise = next((r.promise for r in records), None)
     return {
@@ -119,7 +118,7 @@ def _asking(
     }
 
 
-def _waste(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
+def _waste(whole: Sequence[Record], measure: Measure) -> dict[str, Any]:
     return {
         "drafts_ahead": readings.total(r.drafts_ahead for r in whole),
         "overtaken_drafts": readings.total(r.overtaken_drafts for r in whole),
@@ -133,7 +132,7 @@ def _waste(whole: Sequence[Record], measure: _Measure) -> dict[str, Any]:
     }
 
 
-def _decomposition(measure: _Measure) -> dict[str, Any]:
+def _decomposition(measure: Measure) -> dict[str, Any]:
     """Splits the client's time a token; the parts add up to e2e and overlap over tokens."""
 
     def drafting(record: Record) -> float | None:
@@ -162,63 +161,9 @@ def _decomposition(measure: _Measure) -> dict[str, Any]:
     return {name: measure.a_token(part) for name, part in (parts | {"other": other}).items()}
 
 
-class _Measure:
-    """Turns readings of records into estimates; None where no record has the value."""
-
-    def __init__(self, groups: Sequence[Sequence[Record]], bootstrap: Bootstrap) -> None:
-        self._groups = groups
-        self._bootstrap = bootstrap
-
-    def ratio(self, above: Reading, below: Reading) -> dict[str, Any] | None:
-        """Pools: the sum of one reading over the sum of another, where both are known."""
-        sums = self._sums(above, below)
-        return _json(self._bootstrap.ratio_of_sums([a for a, _ in sums], [b for _, b in sums]))
-
-    def a_token(self, read: Reading) -> dict[str, Any] | None:
-        """Pools a reading over output tokens."""
-        return self.ratio(read, lambda r: r.num_output_tokens)
-
-    def mean(self, read: Reading) -> dict[str, Any] | None:
-        """Averages a reading over the records that have it."""
-        return self.ratio(read, lambda r: _known(read(r)))
-
-    def mean_of_ratios(self, above: Reading, below: Reading) -> dict[str, Any] | None:
-        """Averages each prompt's own ratio."""
-        return _json(self._bootstrap.mean([a / b for a, b in self._sums(above, below) if b]))
-
-    def spread(self, read: Callable[[Record], Sequence[float]]) -> dict[str, Any] | None:
-        """Gives mean and percentiles of all readings pooled."""
-        groups = [[value for record in group for value in read(record)] for group in self._groups]
-        groups = [group for group in groups if group]
-        quantiles = self._bootstrap.quantiles(groups, tuple(_FRACTIONS.values()))
-        if quantiles is None:
-            return None
-        mean = self._bootstrap.ratio_of_sums([sum(g) for g in groups], [len(g) for g in groups])
-        named = dict(zip(_FRACTIONS, quantiles, strict=True))
-        return {"mean": _json(mean)} | {name: _json(value) for name, value in named.items()}
-
-    def _sums(self, above: Reading, below: Reading) -> list[tuple[float, float]]:
-        """Returns both sums for each prompt that has them."""
-        sums = []
-        for group in self._groups:
-            read = [(above(record), below(record)) for record in group]
-            pairs = [(a, b) for a, b in read if a is not None and b is not None]
-            if pairs:
-                sums.append((sum(a for a, _ in pairs), sum(b for _, b in pairs)))
-        return sums
-
-
 def _one(value: float | None) -> tuple[float, ...]:
     return () if value is None else (value,)
 
 
-def _known(value: float | None) -> float | None:
-    return None if value is None else 1.0
-
-
 def _e2e_ms(record: Record) -> float | None:
     return None if record.e2e_s is None else record.e2e_s * _MS_PER_S
-
-
-def _json(estimate: Estimate | None) -> dict[str, Any] | None:
-    return None if estimate is None else estimate.to_json()

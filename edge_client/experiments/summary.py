@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edge_client.experiments.again import self_checks
 from edge_client.experiments.agreement import agreement
 from edge_client.experiments.bootstrap import CONFIDENCE, RESAMPLES, Bootstrap
+from edge_client.experiments.categories import by_category
 from edge_client.experiments.comparison import LogitGap, exact_match, ratios
 from edge_client.experiments.quality import OFF, QualityMetrics
 from edge_client.experiments.records import SCHEMA_VERSION, Record
+from edge_client.experiments.resources import resources
 from edge_client.experiments.statistics import summarize_arm
 from edge_client.rule import Promise
 
@@ -50,9 +53,12 @@ def summarize(
         "lossy": [sentence for arm, group in by_arm.items() for sentence in lossy(arm, group)],
         "quality_off": OFF if metrics is None and (references or departs(records)) else None,
         "arms": {arm: summarize_arm(group, bootstrap) for arm, group in by_arm.items()},
+        "categories": by_category(by_arm, bootstrap),
         "ratios": ratios(by_arm, bootstrap),
+        "self_checks": self_checks(by_arm, bootstrap),
         "exact_match": exact_match(by_arm, logit_gap),
         "agreement": agreement(by_arm, reference, bootstrap, metrics),
+        "resources": resources(records),
         "environment": dict(environment),
     }
 

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-from edge_client.experiments.figures import answer, identity_line, idle_line
+from edge_client.experiments.figures import answer, identity_line, idle_line, self_check_line
 from edge_client.experiments.rows import NONE, arm_rows
 
 _WIDTH = 98
@@ -35,6 +35,7 @@ def render_table(summary: Mapping[str, Any], *, color: bool = False) -> str:
     identical = identity_line(summary)
     if identical is not None:
         text.append(paint(identical, _BOLD))
+    text += [line for check in summary["self_checks"] for line in _wrapped(self_check_line(check))]
     if summary["quality_off"] is not None:
         text.append(summary["quality_off"])
     said = answer(summary)
@@ -59,10 +60,16 @@ def warnings(summary: Mapping[str, Any]) -> list[str]:
         found.append(
             f"INTERRUPTED: {summary['records']} of {summary['planned_records']} generations"
         )
+    machine = summary["environment"].get("machine") or {}
+    found += [f"MACHINE: {noticed}" for noticed in machine.get("noticed", ())]
     failed = sum(numbers["errors"] for numbers in summary["arms"].values())
     if failed:
         found.append(f"FAILED: {failed} of {summary['records']} generations ended in an error")
     return found
+
+
+def _wrapped(sentence: str) -> list[str]:
+    return textwrap.wrap(sentence, _WIDTH)
 
 
 def _painter(color: bool) -> Any:

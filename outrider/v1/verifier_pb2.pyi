@@ -322,12 +322,14 @@ class ScoreRequest(_message.Message):
     def __init__(self, context_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text_token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
-    __slots__ = ("logits", "text_logprobs")
+    __slots__ = ("logits", "text_logprobs", "text_ranks")
     LOGITS_FIELD_NUMBER: _ClassVar[int]
     TEXT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TEXT_RANKS_FIELD_NUMBER: _ClassVar[int]
     logits: _containers.RepeatedScalarFieldContainer[float]
     text_logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, logits: _Optional[_Iterable[float]] = ..., text_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    text_ranks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, logits: _Optional[_Iterable[float]] = ..., text_logprobs: _Optional[_Iterable[float]] = ..., text_ranks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class EchoRequest(_message.Message):
     __slots__ = ("payload",)

@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 ANY_PORT = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
+AS_IT_IS = ["--set", "engine.compile=off"]
+"""A graph takes longer to compile than most tests take; those that want one say so after this."""
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
 
 
@@ -38,11 +40,14 @@ class Server:
 
 
 @contextmanager
-def serving(target: Path, *flags: str) -> Iterator[Server]:
-    """Starts a server on free ports, waits for its READY line, and drains it in the end."""
-    command = [sys.executable, "-m", "cloud_server", "serve", "--model", str(target)]
+def serving(target: Path, *flags: str, within: Sequence[str] = ()) -> Iterator[Server]:
+    """Starts a server on free ports, waits for its READY line, and drains it in the end.
+
+    `within` are words before the command, which runs it somewhere else.
+    """
+    command = [*within, sys.executable, "-m", "cloud_server", "serve", "--model", str(target)]
     process = subprocess.Popen(
-        [*command, *ANY_PORT, *flags],
+        [*command, *ANY_PORT, *AS_IT_IS, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,10 +71,15 @@ def serving(target: Path, *flags: str) -> Iterator[Server]:
         process.stderr.close()
 
 
+def _edge_command(arguments: Sequence[str]) -> list[str]:
+    command = [sys.executable, "-m", "edge_client", *arguments[:1]]
+    return [*command, *(AS_IT_IS if arguments[0] == "bench" else ()), *arguments[1:]]
+
+
 def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
     """Runs `outrider-edge`; fails unless it exits with `check`, and never lets a traceback by."""
     done = subprocess.run(
-        [sys.executable, "-m", "edge_client", *arguments],
+        _edge_command(arguments),
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
@@ -82,10 +92,10 @@ def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[
 
 
 @contextmanager
-def edge_running(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Starts `outrider-edge` and makes sure that it is gone in the end."""
+def edge_running(*arguments: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
+    """Starts `outrider-edge`, `within` as for `serving`; makes sure that it is gone in the end."""
     with subprocess.Popen(
-        [sys.executable, "-m", "edge_client", *arguments],
+        [*within, sys.executable, "-m", "edge_client", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

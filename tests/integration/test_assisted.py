@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,6 +63,9 @@ def test_random_runs_write_what_the_target_alone_writes(architecture: str) -> No
                 accepted += sum(one.num_accepted_tokens for one in made)
                 drafted += sum(one.num_draft_tokens for one in made)
                 assert max(one.num_draft_tokens for one in made) <= run.draft_length
+        settled = threading.Event()
+        host.engine.call(settled.set)  # after what was given back before
+        assert settled.wait(60)
         assert draft.cache.used_tokens == 0
         count = host.metrics.registry.get_sample_value
         assert count("outrider_spec_decode_num_accepted_tokens_total") == accepted

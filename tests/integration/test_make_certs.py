@@ -11,6 +11,7 @@ import pytest
 
 import cloud_server.cli
 import edge_client.cli
+import edge_client.parser
 
 SCRIPT = Path(__file__).parents[2] / "deploy" / "make_certs.sh"
 SECRETS = {"ca.key", "server.key", "client.key", "tokens"}
@@ -80,7 +81,7 @@ def test_the_commands_it_prints_are_commands_of_ours(tmp_path: Path) -> None:
         shlex.split(line)[1:] for line in printed.splitlines() if line.startswith("  outrider-")
     )
     served = cloud_server.cli._configuration(cloud_server.cli._parser().parse_args(server))
-    asked = edge_client.cli._configuration(edge_client.cli._parser().parse_args(client))
+    asked = edge_client.cli._configuration(edge_client.parser.build_parser().parse_args(client))
     assert served.security.tls_client_ca == asked.security.tls_ca == str(tmp_path / "ca.pem")
     assert served.security.token_file == asked.security.token_file == str(tmp_path / "tokens")
     assert "gpu-node:50051" in client

@@ -136,7 +136,7 @@ def test_every_kind_of_call_carries_the_token(guarded: Server, trusted: dict[str
         opening = OpenSession(peer, (5, 6, 7), SamplingParams(), StopParams(max_new_tokens=4))
         assert cloud.echo(b"payload")[1] >= 0
         assert len(cloud.score([5, 6], [7])) == 1
-        assert len(cloud.text_logprobs([5, 6], [7])) == 1
+        assert len(cloud.opinion([5, 6], [7]).logprobs) == 1
         with cloud.open(opening) as stream:
             stream.send(Draft(1, 3, 0))
             answer = stream.receive()

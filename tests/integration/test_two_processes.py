@@ -121,7 +121,8 @@ def test_a_gate_commits_without_asking_and_says_so(server: Server, tiny_pair: Pa
     assert stats["cloud_call_rate"] == 0.2
     with urllib.request.urlopen(f"http://{server.metrics}/metrics") as answer:
         counted = answer.read().decode()
-    assert 'outrider_sessions_opened_total{gated="true",verification="coupled"}' in counted
+    gated = 'outrider_sessions_opened_total{gated="true",verification="coupled"} '
+    assert float(counted.partition(gated)[2].partition("\n")[0]) >= 1
 
 
 def test_a_lossy_bench_says_so_before_it_begins(
@@ -250,20 +251,53 @@ def test_a_server_killed_in_the_middle_of_a_bench_costs_records_not_the_run(
     assert server.address in stderr
 
 
+@pytest.mark.parametrize(
+    ("how", "limits"),
+    [(signal.SIGINT, []), (signal.SIGTERM, ["--set", "limits.edge.memory_gb=8"])],
+)
 def test_an_interrupted_bench_keeps_whole_records_and_a_summary(
-    server: Server, tiny_pair: Pair, tmp_path: Path
+    how: int, limits: list[str], server: Server, tiny_pair: Pair, tmp_path: Path
 ) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 200)
     out = tmp_path / "out"
-    with edge_running(*bench_flags(server, tiny_pair, prompts, out)) as bench:
+    with edge_running(*bench_flags(server, tiny_pair, prompts, out), *limits) as bench:
         wait_for_records(out, 2, bench)
-        bench.send_signal(signal.SIGINT)
-        _, stderr = bench.communicate(timeout=60)
+        bench.send_signal(how)
+        _, stderr = bench.communicate(timeout=60)  # to the end of all that write there
         assert bench.returncode == 130
     assert "Traceback" not in stderr
     lines = (out / "records.jsonl").read_text().splitlines()
     assert 2 <= len([json.loads(line) for line in lines]) < 200
     assert json.loads((out / "summary.json").read_text())["interrupted"] is True
+
+
+def test_a_bench_killed_half_way_and_resumed_is_as_one_that_was_not(
+    server: Server, tiny_pair: Pair, tmp_path: Path
+) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 6)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    flags = bench_flags(server, tiny_pair, prompts, killed)
+    flags[flags.index("speculative")] = "cloud_optimized,speculative"
+    with edge_running(*flags, "--seed", "5") as bench:
+        wait_for_records(killed, 5, bench)
+        bench.kill()
+        bench.wait()
+    assert not (killed / "summary.json").exists()
+    before = (killed / "records.jsonl").read_text().splitlines()
+    flags[flags.index("--out")] = "--resume"
+    edge(*flags)  # without a seed: the run's own
+    after = (killed / "records.jsonl").read_text().splitlines()
+    assert 5 <= len(before) < len(after) == 12
+    assert set(before[:5]) <= set(after)
+    flags[flags.index("--resume") : flags.index("--resume") + 2] = ["--out", str(whole)]
+    edge(*flags, "--seed", "5")
+    one, other = (json.loads((out / "summary.json").read_text()) for out in (killed, whole))
+    assert one["interrupted"] is other["interrupted"] is False
+    for name in ("records", "prompts", "exact_match", "agreement", "bootstrap"):
+        assert one[name] == other[name]
+    for arm in one["arms"]:
+        told = [summary["arms"][arm]["num_output_tokens"] for summary in (one, other)]
+        assert told[0] == told[1] == 6 * 60
 
 
 def test_generate_when_the_server_is_not_there(tiny_pair: Pair) -> None:

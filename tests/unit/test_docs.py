@@ -14,6 +14,7 @@ import pytest
 
 import cloud_server.cli
 import edge_client.cli
+import edge_client.parser
 from common import config as configuration
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +40,7 @@ _SHELL = ("console", "bash", "sh")
 _OPERATORS = frozenset({"|", "||", "&", "&&", ";", ">", ">>", "<"})
 _FILE = re.compile(r"[\w.-]+(/[\w.-]+)*/?")
 _SUFFIXES = (".py", ".md", ".toml", ".yaml", ".proto", ".svg", ".lock", ".jsonl")
-_NOT_OURS = frozenset({"records.jsonl", "bench_serving.py"})  # written by a run; another project's
+_NOT_OURS = frozenset({"records.jsonl", "report.md", "bench_serving.py"})  # a run's; another's
 _NO_KEYS = frozenset({"edge.cores", "edge.memory", "security.md"})  # fields of a summary; a file
 
 Parsed = tuple[argparse.Namespace, configuration.Config]
@@ -113,7 +114,7 @@ def _parse(words: list[str]) -> Parsed:
     if words[0] == "outrider-cloud":
         options = cloud_server.cli._parser().parse_args(words[1:])
         return options, cloud_server.cli._configuration(options)
-    options = edge_client.cli._parser().parse_args(words[1:])
+    options = edge_client.parser.build_parser().parse_args(words[1:])
     return options, edge_client.cli._configuration(options)
 
 
@@ -190,7 +191,8 @@ def test_every_flag_named_exists() -> None:
     known = {"--help"}
     for file in (
         "cloud_server/cli.py",
-        "edge_client/cli.py",
+        "edge_client/flags.py",
+        "edge_client/parser.py",
         "edge_client/relay/cli.py",
         "edge_client/relay/netem.py",
         "demo/run.py",
@@ -206,7 +208,10 @@ def test_every_program_shows_every_sub_command() -> None:
     """A command nobody documents is a command nobody knows."""
     shown = {tuple(shlex.split(found.said)[:2]) for found in _commands()}
     wanted = {("outrider-cloud", name) for name in ("serve", "check")}
-    wanted |= {("outrider-edge", name) for name in ("generate", "bench", "ping", "plan", "check")}
+    wanted |= {
+        ("outrider-edge", name)
+        for name in ("generate", "bench", "compare", "load", "ping", "plan", "check")
+    }
     assert wanted <= shown
 
 
@@ -241,6 +246,14 @@ def test_every_make_target_named_exists() -> None:
     _assert_none(wrong)
 
 
+def test_what_is_not_run_says_why() -> None:
+    """A mark stands right before a block for the shell, or it marks nothing."""
+    for document in DOCUMENTS:
+        marks = re.findall(r"<!-- not run: (.*) -->\n(.*)\n", _text(document))
+        assert _text(document).count("<!-- not run") == len(marks)
+        assert all(reason and after == "```console" for reason, after in marks), document
+
+
 def test_the_module_list_is_whole() -> None:
     listed = re.findall(r"^- `([\w/]+\.py)`: ", _prose(ROOT / "docs" / "architecture.md"), re.M)
     modules = [
@@ -256,11 +269,12 @@ def test_every_metric_named_is_counted_and_every_one_counted_is_named() -> None:
     from prometheus_client import generate_latest
 
     from cloud_server.metrics import Metrics
+    from edge_client.experiments.metrics import ClientMetrics
     from tests.unit.edge.pair import server_info
 
     metrics = Metrics()
     metrics.describe(server_info(), lambda: 0)
-    text = generate_latest(metrics.registry).decode()
+    text = "".join(generate_latest(m.registry).decode() for m in (metrics, ClientMetrics()))
     counted = {
         line.split()[2]
         for line in text.splitlines()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
+import cloud_server
 from cloud_server.cli import main
 from tests.models import Pair
 
@@ -18,3 +21,12 @@ def test_a_failed_check_says_so_in_its_last_line(
     assert "OFFENDER" in found.out
     last = found.err.splitlines()[-1]
     assert last.startswith(f"outrider-cloud: {model} does not run in bfloat16 throughout")
+
+
+def test_where_the_server_s_packages_are_not_the_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(cloud_server, "app", raising=False)
+    monkeypatch.setitem(sys.modules, "cloud_server.app", None)
+    assert main(["serve", "--model", "none"]) == 2
+    assert "pip install 'outrider[cloud]'" in capsys.readouterr().err

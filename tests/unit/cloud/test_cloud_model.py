@@ -7,8 +7,9 @@ import torch
 
 from cloud_server import CloudModel
 from cloud_server.model import load_draft, load_target
-from common.config import CloudSection
+from common.config import CloudSection, Config, EngineSection
 from common.errors import HandshakeError, ModelError
+from common.lm.execution import CompileMode
 from tests.models import VOCAB_SIZE, Pair, save, tiny_llama, tiny_tokenizer
 
 
@@ -41,12 +42,24 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 def test_a_draft_beside_the_target_has_its_tokenizer_and_a_cache_as_large(
     tiny_pair: Pair, tmp_path: Path
 ) -> None:
-    cloud = CloudSection(cache_tokens=777)
-    target = load_target(str(tiny_pair.target), cloud)
-    draft = load_draft(str(tiny_pair.draft), target, cloud)
+    config = Config(cloud=CloudSection(cache_tokens=777), engine=EngineSection(compile="off"))
+    target = load_target(str(tiny_pair.target), config)
+    draft = load_draft(str(tiny_pair.draft), target, config)
     assert draft.cache.capacity_tokens == target.cache.capacity_tokens == 777
     assert (draft.dtype, draft.loaded.device) == (target.dtype, target.loaded.device)
     other = save(tiny_llama(), tmp_path / "other")
     tiny_tokenizer(VOCAB_SIZE - 5).save_pretrained(other)
     with pytest.raises(HandshakeError, match=r"--draft-model \w{12} \(315 .*--model \w{12} \(320 "):
-        load_draft(str(other), target, cloud)
+        load_draft(str(other), target, config)
+
+
+@pytest.mark.parametrize(
+    ("mode", "path"), [("off", "eager"), ("auto", "kernels"), ("on", "compiled")]
+)
+def test_a_draft_beside_the_target_runs_as_that_does(
+    tiny_pair: Pair, mode: CompileMode, path: str
+) -> None:
+    config = Config(cloud=CloudSection(device="cpu"), engine=EngineSection(compile=mode))
+    target = load_target(str(tiny_pair.target), config)
+    draft = load_draft(str(tiny_pair.draft), target, config)
+    assert (target.execution.path, draft.execution.path) == (path, path)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cloud_server.acceptance import Check, Judged
 from cloud_server.engine import Engine
 from cloud_server.jobs import Job, StepReport
-from cloud_server.scoring import SCORED_CHUNK, Scores, Scoring
+from cloud_server.scoring import Scores, Scoring
 from common.errors import (
     DeadlineError,
     InternalError,
@@ -23,8 +23,9 @@ from common.errors import (
     UnavailableError,
 )
 from common.lm.compatibility import stock_logits
+from common.lm.opinion import SCORED_CHUNK
 from common.lm.runner import LanguageModel
-from common.types import SamplingParams, StepTiming
+from common.types import Opinion, SamplingParams, StepTiming
 from tests.models import language_model
 
 BUDGET, CHUNK = 12, 4
@@ -190,18 +191,35 @@ def test_a_failing_model_fails_the_sessions_in_the_step_and_the_engine_goes_on(
     a, b = bench.open(), bench.open()
     bench.submit(bench.job("a", a, [1, 2], 1), bench.job("b", b, [3], 1))
 
-    def out_of_memory(*_: object) -> torch.Tensor:
-        raise RuntimeError("out of memory")
+    def broken(*_: object) -> torch.Tensor:
+        raise RuntimeError("no such operator")
 
     with monkeypatch.context() as patch:
-        patch.setattr(bench.model, "forward", out_of_memory)
+        patch.setattr(bench.model, "forward", broken)
         bench.run()
     assert set(bench.failures) == {"a", "b"}
     assert isinstance(bench.failures["a"], InternalError)
-    assert "RuntimeError: out of memory" in str(bench.failures["a"])
+    assert "RuntimeError: no such operator" in str(bench.failures["a"])
     bench.submit(bench.job("c", a, [1, 2], 1))
     bench.run()
     assert bench.answers["c"][0] == bench.truth([1, 2], 1)
+
+
+def test_memory_that_is_refused_is_told_as_a_server_that_is_too_full(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bench = Bench()
+    a = bench.open()
+    bench.submit(bench.job("a", a, [1, 2], 1))
+
+    def refused(*_: object) -> torch.Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.model, "forward", refused)
+        bench.run()
+    assert isinstance(bench.failures["a"], OverloadedError)
+    assert "ran out of memory" in str(bench.failures["a"])
 
 
 def test_a_fault_in_one_sessions_bookkeeping_ends_that_session_alone() -> None:
@@ -294,7 +312,7 @@ def test_scores_are_the_stock_logits() -> None:
     bench.score()
     logits = stock_logits(bench.model.loaded, tokens)[-1]
     assert found[0].logits == pytest.approx([float(logits[7]), float(logits[300])], abs=1e-4)
-    assert found[0].text_logprobs == ()
+    assert found[0].opinion == Opinion(())
     assert bench.model.cache.sessions == ()
     bench.engine.score(Scoring([], [7], [], found.append, failed.append))
     bench.score()
@@ -312,7 +330,11 @@ def test_a_text_is_scored_by_the_stock_log_probabilities(length: int) -> None:
     bench.score()
     rows = stock_logits(bench.model.loaded, [*context, *text]).double().log_softmax(-1)
     expected = [float(rows[len(context) - 1 + at, token]) for at, token in enumerate(text)]
-    assert found[0].text_logprobs == pytest.approx(expected, abs=1e-4)
+    assert found[0].opinion.logprobs == pytest.approx(expected, abs=1e-4)
+    assert found[0].opinion.ranks == tuple(
+        1 + int((row > row[token]).sum())
+        for row, token in zip(rows[len(context) - 1 :], text, strict=False)
+    )
     assert bench.model.cache.sessions == ()
 
 

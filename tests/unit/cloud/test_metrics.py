@@ -18,6 +18,7 @@ def test_sessions_are_counted_by_their_rule() -> None:
     opened = "outrider_sessions_opened_total"
     assert value(metrics, opened, verification="coupled", gated="false") == 1
     assert value(metrics, opened, verification="rank", gated="true") == 2
+    assert value(metrics, opened, verification="typical", gated="false") == 0
 
 
 def test_what_nobody_judged_is_counted_for_gated_clients_alone() -> None:

@@ -43,10 +43,9 @@ def test_the_memory_optimized_file_is_smaller_in_what_takes_memory() -> None:
     assert small.drafting.length < 4
 
 
-def test_a_bare_off_is_off() -> None:
+def test_a_bare_off_is_off_and_on_is_on() -> None:
     assert load(None, ["engine.compile=off"]).engine.compile == "off"
-    with pytest.raises(ConfigError, match="'on' is not available"):
-        load(None, ["engine.compile=on"])
+    assert load(None, ["engine.compile=on"]).engine.compile == "on"
 
 
 def test_run_ahead_is_a_number_and_older_files_say_false() -> None:
@@ -106,7 +105,8 @@ def test_later_wins(tmp_path: Path) -> None:
         ("network.pipeline=33", "'network.pipeline' = 33"),
         ("network.run_ahead=true", "'network.run_ahead' = True"),
         ("network.run_ahead=-1", "'network.run_ahead' = -1"),
-        ("limits.edge.cpu_cores=2", "not available"),
+        ("limits.edge.cpu_cores=0", "'limits.edge.cpu_cores' = 0"),
+        ("limits.cloud.memory_gb=0.1", "'limits.cloud.memory_gb' = 0.1"),
         ("security.tls_cert=x", "security.tls_cert = 'x' needs security.tls_key beside it"),
         ("security.tls_key=x", "security.tls_key = 'x' needs security.tls_cert beside it"),
         ("security.tls_client_ca=x", "security.tls_client_ca = 'x' needs security.tls_cert"),

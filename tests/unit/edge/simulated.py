@@ -48,7 +48,7 @@ class World:
     overhead_ms: float = 0.1
     draft_read_ms: float = 0.0  # the draft model's time for a token that is read, not made
     contention: float = 1.0  # by how much the target is slower while somebody drafts
-    is_full: bool = False  # the target's steps leave no room for what it would write alone
+    most_alone: int = LONGEST  # tokens that the server lets the target write alone; 0: it is full
     now: int = 0
     num_guessed: int = 0
 
@@ -122,11 +122,11 @@ class RunAheadStream(SimulatedStream):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._left = self._granted
-        self._free_at = self.world.half_trip()  # when the opening arrives
+        self._free_at = self.world.now + self.world.half_trip()  # when the opening arrives
 
     @property
     def _granted(self) -> int:
-        return 0 if self.world.is_full else self.opening.run_ahead
+        return min(self.world.most_alone, self.opening.run_ahead)
 
     def send(self, draft: Draft) -> None:
         self.world.spend(self.world.overhead_ms)
@@ -277,5 +277,6 @@ def rate(
     run_ahead: int = 0,
 ) -> float:
     """Returns tokens a second."""
+    began = world.now
     steps = simulate(world, pace, tokens, seed, prompt, run_ahead)
-    return sum(len(step.token_ids) for _, step in steps) / (steps[-1][0] / MS) * 1000
+    return sum(len(step.token_ids) for _, step in steps) / (steps[-1][0] - began) * 1e9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -124,6 +126,40 @@ def test_a_prompt_that_the_draft_model_reads_for_long_is_not_its_speed(
 
     best = max(speed(FixedPace(length, 64, ahead)) for length in (1, 2, 4, 6) for ahead in (0, 8))
     assert speed(adaptive()) >= 0.93 * best
+
+
+def test_a_drafter_that_always_has_much_to_read_is_timed_roughly() -> None:
+    """Between two of its drafts, a target that runs ahead writes more than it reads in passing."""
+    pace = adaptive()
+    timing = StepTiming(total_ns=8 * MS)
+    answered = Step((1,), "", None, 200 * MS, 0, 0, 0, timing, received_ns=MS)
+    for _ in range(2):
+        pace.drafted(Drafted((1,), num_read_tokens=20), 90 * MS)
+        pace.learn(answered)
+    rough = pace.situation(ahead=False)
+    assert rough is not None
+    assert rough.draft_s == pytest.approx(30e-3)  # twenty tokens are read in the time of two
+    pace.drafted(Drafted((1,), num_read_tokens=3), 80 * MS)
+    pace.drafted(Drafted((1,), num_read_tokens=20), 500 * MS)
+    known = pace.situation(ahead=False)
+    assert known is not None
+    assert known.draft_s == pytest.approx(80e-3)
+
+
+def test_what_the_target_writes_alone_is_nobodys_round() -> None:
+    """A verdict soon after such a token came does not mean that the edge took no time."""
+    pace = adaptive()
+    timing = StepTiming(total_ns=8 * MS)
+    verdict = Step((1,), "", None, 20 * MS, 0, 0, 0, timing, drafting=(), ahead=False)
+    alone = Step((1,), "", None, timing=timing, run_ahead=True)
+    for start in range(0, 900, 100):
+        for at in (start, start + 30):
+            pace.learn(replace(alone, received_ns=(at + 15) * MS))
+            pace.learn(replace(verdict, received_ns=(at + 20) * MS))
+        pace.learn(replace(verdict, received_ns=(at + 43) * MS))
+    known = pace.situation(ahead=False)
+    assert known is not None
+    assert known.edge_round_s == pytest.approx(3e-3)
 
 
 def test_drafting_that_was_given_up_is_tried_again() -> None:

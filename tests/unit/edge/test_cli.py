@@ -16,7 +16,7 @@ import pytest
 from common.config import Config
 from common.errors import InternalError, OutriderError, OverloadedError
 from common.types import FinishReason
-from edge_client import arms, cli
+from edge_client import arms, cli, parser
 from edge_client.cli import main
 from edge_client.steps import Step
 from tests.models import Pair
@@ -34,7 +34,7 @@ def configured(monkeypatch: pytest.MonkeyPatch, *argv: str) -> Config:
         seen.append(config)
         return 0
 
-    monkeypatch.setattr(cli, "_generate", keep)
+    monkeypatch.setattr(parser, "generate_command", keep)
     assert main(["generate", "--draft", "d", "--prompt", "p", *argv]) == 0
     return seen[0]
 
@@ -68,7 +68,7 @@ def test_the_files_of_security_have_flags_where_a_server_is_asked(command: list[
     name, *rest = command
     draft = [] if name == "ping" else ["--draft", "d"]
     argv = [name, *rest, *draft, "--tls-ca", "yes", "--token-file", "a b: #c"]
-    security = cli._configuration(cli._parser().parse_args(argv)).security
+    security = cli._configuration(parser.build_parser().parse_args(argv)).security
     assert (security.tls_ca, security.token_file) == ("yes", "a b: #c")
 
 
@@ -124,7 +124,6 @@ def test_bad_usage_is_exit_2(
         (["--temperature", "nan"], "'decoding.temperature'"),
         (["--max-new-tokens", "0"], "'decoding.max_new_tokens' = 0"),
         (["--set", "drafting.lenght=3"], "nearest known one is 'drafting.length'"),
-        (["--set", "engine.compile=on"], "not available in this version"),
         (
             [
                 *("--set", "gate.kind=margin", "--set", "gate.threshold=1"),

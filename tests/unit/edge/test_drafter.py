@@ -126,6 +126,16 @@ def test_a_long_prompt_is_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     assert fresh(PROMPT, 4, GREEDY) == whole
 
 
+def test_its_opinion_of_what_it_wrote_is_rank_one_and_leaves_nothing_behind() -> None:
+    used = Drafter(model())
+    text = guesses(used, PROMPT, 6)
+    other = (text[0], *(7,) * 5)
+    assert used.opinion(PROMPT, text).ranks == (1,) * 6
+    assert used.opinion(PROMPT, other).ranks[0] == 1
+    assert max(used.opinion(PROMPT, other).ranks) > 1
+    assert guesses(used, PROMPT, 6) == text
+
+
 def test_it_stops_where_its_own_context_ends() -> None:
     engine = LanguageModel(loaded(tiny_llama(max_position_embeddings=24)), cache_tokens=64)
     used = Drafter(engine)

@@ -33,6 +33,7 @@ from common.types import (
     GeneratedTokens,
     GenerateMode,
     OpenSession,
+    Opinion,
     ServerInfo,
     StopParams,
 )
@@ -135,7 +136,8 @@ class FailingServer:
     def score(self, context: Sequence[int], token_ids: Sequence[int]) -> tuple[float, ...]:
         raise NotImplementedError
 
-    text_logprobs = score
+    def opinion(self, context: Sequence[int], text: Sequence[int]) -> Opinion:
+        raise NotImplementedError
 
     @contextmanager
     def open(self, opening: OpenSession, timeout_s: float | None) -> Iterator[FailingStream]:

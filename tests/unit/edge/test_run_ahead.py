@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from common.types import AheadTokens, Outcome, StepTiming, Verdict
 from edge_client.adaptive import ADAPTIVE_LENGTHS, AdaptivePace
 from edge_client.draft_length import FixedPace
+from edge_client.loop import LISTEN_S
 from edge_client.rivals import RunAheadPace
+from edge_client.session import ClientSession
 from tests.unit.edge import pair
 from tests.unit.edge.simulated import LONGEST, World, rate, simulate, target
 
@@ -60,7 +63,6 @@ def test_drafts_that_only_slow_the_target_down_are_left_off(rtt_ms: float) -> No
     made = World(2.0, lambda _: rtt_ms, 0.3, contention=2.0)
     simulate(made, pace, TOKENS, run_ahead=M)
     guessed = made.num_guessed
-    made.now = 0
     pace.begin()
     assert rate(made, pace, TOKENS, run_ahead=M) >= 0.97 * cloud_optimized(rtt_ms)
     assert made.num_guessed - guessed < TOKENS / 8
@@ -84,10 +86,65 @@ def test_a_target_that_writes_alone_is_hardly_asked() -> None:
 
 def test_a_target_that_falls_silent_is_asked() -> None:
     """A step may have no room for what nobody asked for; then the target writes nothing alone."""
-    full = World(1.0, lambda _: 20.0, 0.6, is_full=True)
+    full = World(1.0, lambda _: 20.0, 0.6, most_alone=0)
     steps = [step for _, step in simulate(full, FixedPace(0, 64), 32, run_ahead=M)]
     assert [len(step.token_ids) for step in steps] == [1] * 32
     assert not any(step.run_ahead for step in steps)
+
+
+@pytest.mark.parametrize("most_alone", [0, 3, 8])
+def test_of_a_server_that_grants_less_than_was_asked_nothing_is_expected_twice(
+    most_alone: int,
+) -> None:
+    """A text is at most one wait slower than one in which nobody listens."""
+    alone, taken = FixedPace(0, 64), {}
+    for granted in (most_alone, M):
+        made = World(1.0, lambda _: 0.3, 0.6, most_alone=granted)
+        simulate(made, alone, TOKENS, run_ahead=M)
+        taken[granted] = made.now / 1e9
+    a_round_s = 0.0005
+    assert taken[most_alone] <= taken[M] + LISTEN_S + TOKENS * a_round_s
+
+
+def test_more_may_be_expected_of_a_server_with_room_again() -> None:
+    session = ClientSession((300,), run_ahead=M)
+    session.next_draft()
+    session.fall_silent()
+    assert not session.is_written_on
+    session.apply(Verdict(1, 0, Outcome.VERIFIED, accepted=0, next_token_id=7, position=2))
+    for n in range(5):
+        session.receive_ahead(AheadTokens(2 + n, (7,), None, StepTiming()))
+    session.next_draft()
+    assert session.is_written_on
+
+
+def test_drafts_are_made_however_far_the_target_may_write_alone() -> None:
+    made = world(0.35, 0.3, 0.95)
+    assert rate(made, adaptive(), TOKENS, run_ahead=1024) >= 2 * cloud_optimized(0.3)
+
+
+def test_each_way_is_timed_by_its_own_tokens() -> None:
+    """Verdicts on drafts sent before come late on a long link, and bring many tokens at once."""
+    pace = adaptive()
+    for seed in range(2):
+        pace.begin()
+        simulate(world(0.35, 200.0, 0.97), pace, 400, seed, run_ahead=M)
+    alone = World(1, lambda _: 1, 1)
+    per_token_ns = (alone.target_ms + alone.target_token_ms) * 1e6
+    assert pace.tokens_a_second(drafts=False) == pytest.approx(1e9 / per_token_ns, rel=0.01)
+
+
+def test_a_trial_of_drafts_begins_with_their_first_verdict() -> None:
+    """Until then what comes was written without: here twice as fast."""
+    pace = adaptive()
+    made = World(2.0, lambda _: 200.0, 0.05, contention=2.0)
+    for seed in range(4):
+        pace.begin()
+        simulate(made, pace, TOKENS, seed, run_ahead=M)
+    with_drafts, without = (pace.tokens_a_second(drafts=drafts) for drafts in (True, False))
+    assert with_drafts is not None
+    assert without is not None
+    assert with_drafts == pytest.approx(without / 2, rel=0.05)
 
 
 def test_what_the_target_wrote_alone_is_no_round() -> None:

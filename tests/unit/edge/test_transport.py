@@ -413,6 +413,15 @@ def test_a_server_that_goes_away_in_the_middle(cloud: CloudConnection, servicer:
             stream.receive()
 
 
+def test_a_stream_that_a_proxy_resets_is_a_server_lost_behind_it(
+    cloud: CloudConnection, servicer: Servicer
+) -> None:
+    reset = "Stream removed (RST_STREAM (Received RST_STREAM with error code 2))"
+    servicer.fail = refuse(grpc.StatusCode.INTERNAL, reset)
+    with pytest.raises(UnavailableError, match="went away in the middle"):
+        first_verdict(cloud)
+
+
 @pytest.mark.parametrize("address", ["", "localhost", "localhost:", ":1", "h:0", "h:70000", "h:x"])
 def test_an_address_is_host_and_port(address: str) -> None:
     with pytest.raises(ConfigError, match="write it as HOST:PORT"):

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from common.config import Config
+from common.machine.granted import cpu_quota, granted_cores, granted_memory, memory_limit
 from edge_client.experiments.environment import (
     ModelFacts,
     cpu_model,
     describe_environment,
     git_state,
 )
-from edge_client.experiments.granted import cpu_quota, granted_cores, granted_memory, memory_limit
 
 GIB = 1024**3
 

@@ -174,3 +174,37 @@ def test_what_the_encoder_refuses_is_named_by_line(tmp_path: Path) -> None:
     (prompt,) = read_prompts(write(tmp_path, line))
     with pytest.raises(PromptError, match=":1: the tokenizer has no chat template"):
         prompt.encode(NoTemplate())
+
+
+def test_a_list_within_the_references_has_equally_good_ones(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    lines = [
+        {"turns": ["a"], "reference": [["one", "two", None]]},
+        {"turns": ["a", "b"], "reference": ["x", ["y", "z"]]},
+    ]
+    file.write_text("\n".join(map(json.dumps, lines)))
+    one, two = read_prompts(file)
+    assert one.references == (("one", "two"),)
+    assert two.references == (("x",), ("y", "z"))
+
+
+PUBLISHED = Path(__file__).parents[4] / "shared" / "data" / "prompts"
+
+
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published files are not beside this folder")
+@pytest.mark.parametrize(
+    ("file", "prompts", "turns", "categories"),
+    [
+        ("spec_bench_question.jsonl", 480, 560, 13),
+        ("mt_bench_question.jsonl", 80, 160, 8),
+        ("HumanEval.jsonl", 164, 164, 0),
+        ("gsm8k_test.jsonl", 1319, 1319, 0),
+    ],
+)
+def test_published_files_are_read_whole(
+    file: str, prompts: int, turns: int, categories: int
+) -> None:
+    read = read_prompts(PUBLISHED / file)
+    assert len(read) == prompts
+    assert sum(len(prompt.turns) for prompt in read) == turns
+    assert len({prompt.category for prompt in read} - {None}) == categories

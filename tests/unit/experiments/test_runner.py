@@ -16,6 +16,7 @@ import pytest
 from common.errors import HandshakeError, PromptError, UnavailableError, UsageError
 from common.types import FinishReason, SamplingParams, StopParams
 from edge_client.arms import GenerationRequest
+from edge_client.experiments.machine_watch import Reading
 from edge_client.experiments.runner import BenchPlan, BenchResult, run_bench
 from edge_client.steps import Step
 from tests.unit.experiments.fakes import FakeArm, FakeClock, FakeEncoder, piece, streamed, verified
@@ -55,12 +56,17 @@ class Bench:
         repeats: int = 1,
         out: Path | None = None,
         trace: bool = False,
+        resume: Path | None = None,
+        ended: dict[str, str] | None = None,
         **more: Any,
     ) -> BenchResult:
         file = self.folder / "prompts.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
         played = SCRIPTS | (scripts or {})
-        self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in NAMES}
+        self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in played}
+        named: dict[str, Any] = {"environment": {"device": "cpu"}, "machine": lambda: Reading(2)}
+        named |= {"draft_dtype": "float32"}
+        named |= more
         return run_bench(
             BenchPlan(
                 prompts=file,
@@ -70,16 +76,16 @@ class Bench:
                 limit=limit,
                 repeats=repeats,
                 trace=trace,
+                resume=resume,
+                ended=ended or {},
             ),
             list(self.arms.values()),
             FakeEncoder(),
             context_length=context_length,
-            draft_dtype="float32",
             target_dtype="float32",
-            environment={"device": "cpu"},
             clock=self.clock,
             stderr=self.stderr,
-            **more,
+            **named,
         )
 
     @property
@@ -109,10 +115,36 @@ def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
     assert [r["order"] for r in bench.records] == list(range(32))
     assert {r["run_id"] for r in bench.records} == {bench.summary["run_id"]}
     assert sorted(p.name for p in bench.out.iterdir()) == [
+        "arms.csv",
+        "generations.csv",
         "records.jsonl",
         "report.html",
+        "report.md",
+        "run.json",
         "summary.json",
     ]
+
+
+def test_records_say_of_which_end_the_draft_model_was(bench: Bench) -> None:
+    bench.run(
+        limit=1,
+        scripts={"cloud_assisted": SCRIPTS["cloud_optimized"]},
+        draft_dtype="bfloat16",
+        draft_engine="compiled",
+        target_engine="kernels",
+        server_draft_engine="eager",
+    )
+    said = {
+        r["arm"]: (r["draft_dtype"], r["draft_engine"], r["target_dtype"], r["target_engine"])
+        for r in bench.records
+    }
+    assert said == {
+        "edge": ("bfloat16", "compiled", None, None),
+        "cloud": (None, None, "float32", "stock"),
+        "cloud_optimized": (None, None, "float32", "kernels"),
+        "speculative": ("bfloat16", "compiled", "float32", "kernels"),
+        "cloud_assisted": ("float32", "eager", "float32", "kernels"),
+    }
 
 
 def test_arms_take_turns_so_that_each_stands_in_each_place_equally_often(bench: Bench) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from common.errors import InternalError, ModelError, OverloadedError
 from common.lm.attention import NAME
 from common.lm.compatibility import stock_logits
+from common.lm.execution import CompileMode
 from common.lm.loading import twin
 from common.lm.runner import LanguageModel, Segment
 from tests.models import (
@@ -48,9 +49,28 @@ def llama() -> Iterator[LanguageModel]:
     lm.cache.check_integrity()
 
 
+@pytest.mark.parametrize("compile_mode", ["off", "auto"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kind_of_step_equals_the_stock_model(architecture: str) -> None:
-    lm = language_model(architecture)
+def test_every_kind_of_step_equals_the_stock_model(
+    architecture: str, compile_mode: CompileMode
+) -> None:
+    lm = language_model(architecture, compile_mode=compile_mode)
+    assert lm.execution.path == ("eager" if compile_mode == "off" else "kernels")
+    check_every_kind_of_step(lm)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_compiled_graphs_equal_their_stock_models(architecture: str) -> None:
+    """Two of one architecture, as draft and target may be, do not take each other's graph."""
+    models = [language_model(architecture, seed=seed, compile_mode="on") for seed in range(2)]
+    for lm in models:
+        lm.compile()
+        assert (lm.execution.path, lm.execution.note) == ("compiled", "")
+    for lm in models:
+        check_every_kind_of_step(lm)
+
+
+def check_every_kind_of_step(lm: LanguageModel) -> None:
     first, second = tokens(40, 1), tokens(33, 2)
     assert len(first) > 3 * WINDOW
     with lm.cache.session() as a, lm.cache.session() as b:

@@ -14,12 +14,18 @@ import transformers.dynamic_module_utils
 from safetensors.torch import load_file, save_file
 
 from cloud_server.model import load_target
-from common.config import CloudSection, EdgeSection
+from common.config import CloudSection, Config, EdgeSection, EngineSection
 from common.errors import ModelError
 from common.lm import hub
 from common.lm.loading import LoadedModel, load
 from edge_client.drafter import EdgeModel
 from tests.models import Pair, save, tiny_llama
+
+TRUSTING = Config(
+    cloud=CloudSection(trust_remote_code=True, allow_pickle=True, device="cpu"),
+    edge=EdgeSection(trust_remote_code=True, allow_pickle=True),
+    engine=EngineSection(compile="off"),
+)
 
 CONFIGURATION = """
 from pathlib import Path
@@ -117,10 +123,10 @@ def test_a_tokenizer_by_code_is_refused_by_its_key(tiny_pair: Pair, tmp_path: Pa
 
 
 def test_code_runs_when_asked_for_at_either_end(custom: Path, tmp_path: Path) -> None:
-    target = load_target(str(custom), CloudSection(trust_remote_code=True, device="cpu"))
+    target = load_target(str(custom), TRUSTING)
     assert (tmp_path / "ran").exists()
     assert target.loaded.architecture == "TinyForCausalLM"
-    draft = EdgeModel.configured(str(custom), EdgeSection(trust_remote_code=True))
+    draft = EdgeModel.configured(str(custom), TRUSTING)
     assert draft.loaded.model_fingerprint == target.loaded.model_fingerprint
 
 
@@ -134,8 +140,8 @@ def test_pickled_weights_are_refused_unasked(pickled: Path) -> None:
 def test_pickled_weights_are_the_same_model_when_asked_for_at_either_end(
     pickled: Path, tiny_pair: Pair
 ) -> None:
-    target = load_target(str(pickled), CloudSection(allow_pickle=True, device="cpu")).loaded
-    draft = EdgeModel.configured(str(pickled), EdgeSection(allow_pickle=True)).loaded
+    target = load_target(str(pickled), TRUSTING).loaded
+    draft = EdgeModel.configured(str(pickled), TRUSTING).loaded
     safe = load(str(tiny_pair.target))
     assert target.model_fingerprint == draft.model_fingerprint == safe.model_fingerprint
     assert target.checkpoint_dtype == "float32"

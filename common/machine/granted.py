@@ -35,7 +35,7 @@ def granted_memory(
 ) -> dict[str, Any]:
     """Returns GiB present, GiB granted, and what enforces that."""
     present = _total_memory(meminfo)
-    limits = [limit for limit in (memory_limit(root, membership), _address_space()) if limit]
+    limits = [limit for limit in (memory_limit(root, membership), *_rlimits()) if limit]
     limits = [limit for limit in limits if present is None or limit[0] < present]
     granted, enforced = min(limits, default=(present, NOT_LIMITED), key=lambda limit: limit[0] or 0)
     return {
@@ -103,9 +103,11 @@ def _words(file: Path) -> list[str]:
         return []
 
 
-def _address_space() -> tuple[int, str] | None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    return None if soft == resource.RLIM_INFINITY else (soft, "RLIMIT_AS")
+def _rlimits() -> list[tuple[int, str]]:
+    """Returns the limits on this process's own memory: all addresses, and what it may write."""
+    named = ((resource.RLIMIT_AS, "RLIMIT_AS"), (resource.RLIMIT_DATA, "RLIMIT_DATA"))
+    softs = [(resource.getrlimit(kind)[0], name) for kind, name in named]
+    return [(soft, name) for soft, name in softs if soft != resource.RLIM_INFINITY]
 
 
 def _total_memory(meminfo: Path) -> int | None:

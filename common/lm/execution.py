@@ -1,0 +1,162 @@
+"""How a forward is executed: by the module as it is, with our kernels, or as a compiled graph.
+
+`eager` is transformers' module, its attention alone replaced. `kernels` has the linear layers and
+attention done by kernels.cpp. `compiled` is that as a graph in which everything between them is
+fused: one graph for a single token, one for any more, so no shape is ever padded or compiled
+again. All read the same weights, once in memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from types import FunctionType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from common.errors import ConfigError
+from common.lm.attention import RaggedStep, Span, current_step, kernel_step
+from common.lm.kv_cache import BLOCK, KVCache
+from common.lm.loading import LoadedModel
+from common.lm.native import load_kernels, use_kernels
+from common.lm.wording import brief, quiet
+
+CompileMode = Literal["auto", "off", "on"]
+Path = Literal["eager", "kernels", "compiled"]
+
+ENGINE, DRAFT_ENGINE, COMPILING = "engine", "draft_engine", "compiling"
+"""Where a server says how its models run, and what it says of one until its graphs are there."""
+TOLERANCE = 1e-4
+"""By how much logits of a graph may differ from the module's: of their scale, where that exceeds
+1."""
+
+
+class Execution:
+    """Runs the packed row of a step, in the way chosen at the start or compiled since."""
+
+    def __init__(self, module: PreTrainedModel, loaded: LoadedModel, mode: CompileMode) -> None:
+        """Raises ConfigError when `on` cannot be had; `auto` makes do, and `note` says why."""
+        self._module = module
+        self._loaded = loaded
+        self._mode = mode
+        self._graph: Any = None
+        self.path: Path = "eager"
+        self.is_compiling = False
+        self.note = "" if mode != "off" else "engine.compile is off"
+        if mode == "off":
+            return
+        if missing := self._unfit() or load_kernels():
+            self._do_without(missing)
+            return
+        use_kernels(module)
+        self.path = "kernels"
+
+    @property
+    def description(self) -> str:
+        """The path, or that another is on its way."""
+        return COMPILING if self.is_compiling else self.path
+
+    def _unfit(self) -> str:
+        fits = self._loaded.device.type == "cpu" and self._loaded.dtype is torch.float32
+        return "" if fits else "the kernels are for float32 on the CPU"
+
+    def _do_without(self, reason: str) -> None:
+        self.note = reason
+        if self._mode == "on":
+            raise ConfigError(f"engine.compile = on cannot be had: {reason}; set it to auto")
+
+    @torch.inference_mode()
+    def compile(self, layers: KVCache) -> None:
+        """Compiles the graphs and takes them into use; the module may serve meanwhile.
+
+        They are tried over a cache of their own, made like `layers`. Raises as the initialiser.
+        """
+        if self.path != "kernels":
+            return
+        self.is_compiling = True
+        try:
+            self._compile(layers)
+        finally:
+            self.is_compiling = False
+
+    def _compile(self, layers: KVCache) -> None:
+        cache = KVCache(layers.layers, BLOCK, self._loaded.dtype, self._loaded.device)
+        try:
+            with quiet(), warnings.catch_warnings(), cache.session(6) as session:
+                warnings.simplefilter("ignore")  # torch's own, about its own
+                graph = torch.compile(_apart(self._module), options={"guard_filter_fn": _of_inputs})
+                cache.extend(session, 6)
+                for position, count in ((0, 5), (5, 1), (0, 4)):
+                    self._try(graph, cache, session, position, count)
+        except Exception as error:  # whatever the compiler raises, the kernels serve
+            self._do_without(f"the graph cannot be compiled: {brief(error)}")
+            return
+        self._graph = graph
+        self.path = "compiled"
+
+    def _try(self, graph: Any, cache: KVCache, session: int, position: int, count: int) -> None:
+        spans = [Span(0, count, session, position)]
+        ids = torch.arange(1, 1 + count)[None] % self._loaded.vocab_size
+        positions = torch.arange(position, position + count)[None]
+        rows = torch.arange(count)
+        if count > 1:
+            for tensor, dimension in ((ids, 1), (positions, 1), (rows, 0)):
+                torch._dynamo.mark_dynamic(tensor, dimension)
+        with kernel_step(cache, spans):
+            got = graph(ids, positions, rows)
+            want = _logits(self._module, ids, positions, rows)
+        allowed = TOLERANCE * max(1.0, want.abs().max().item())
+        difference = (got - want).abs().max().item()
+        if not difference <= allowed:
+            raise RuntimeError(
+                f"its logits are {difference:.2g} off, at most {allowed:.2g} is rounding"
+            )
+
+    def run(
+        self, cache: KVCache, spans: Sequence[Span], ids: Tensor, positions: Tensor, rows: Tensor
+    ) -> Tensor:
+        """Returns logits `[len(rows), width]` of tokens `[1, T]` at their positions `[1, T]`."""
+        graph = self._graph
+        with self._step(cache, spans):
+            if graph is None:
+                return _logits(self._module, ids, positions, rows)
+            wanted = len(rows)
+            # A graph for several tokens is one for several rows as well: two at least.
+            padded = rows if ids.shape[1] == 1 else torch.cat([rows, rows.new_zeros(2)])
+            logits: Tensor = graph(ids, positions, padded)
+            return logits[:wanted]
+
+    def _step(self, cache: KVCache, spans: Sequence[Span]) -> AbstractContextManager[None]:
+        if self.path == "eager":
+            return current_step(RaggedStep(cache, list(spans)))
+        return kernel_step(cache, spans)
+
+
+def _logits(module: Any, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+    output = module(input_ids=ids, position_ids=positions, use_cache=False, logits_to_keep=rows)
+    logits: Tensor = output.logits[0]
+    return logits if len(logits) == len(rows) else logits[rows]  # some ignore logits_to_keep
+
+
+def _apart(module: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """Returns a function of its own code: graphs are kept by code, and would be another model's."""
+
+    def run(ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        return _logits(module, ids, positions, rows)
+
+    return FunctionType(run.__code__.replace(), run.__globals__, closure=run.__closure__)
+
+
+def _of_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Keeps the guards on shapes: the module and its weights never change, and checking that they
+    have not takes longer than a small model's step."""
+    inputs = {"ids", "positions", "rows"}  # some versions of torch name them L['ids'] and so on
+    return [
+        guard.guard_type == "SHAPE_ENV"
+        or (guard.guard_type == "TENSOR_MATCH" and guard.name.strip("L[']") in inputs)
+        for guard in guards
+    ]

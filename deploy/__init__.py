@@ -1,0 +1,1 @@
+"""How Outrider is run elsewhere: containers, job files, units, manifests, and their tests."""

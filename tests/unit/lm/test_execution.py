@@ -1,0 +1,140 @@
+"""How forwards are executed is chosen, and said; what cannot be had is done without or refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from common.errors import ConfigError
+from common.lm import execution, native
+from common.lm.execution import CompileMode
+from common.lm.runner import LanguageModel, Segment, compile_meanwhile
+from tests.models import language_model, loaded, tiny_llama
+
+
+@pytest.fixture
+def without_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.load_kernels.cache_clear()
+    yield
+    native.load_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_without_a_compiler_the_module_runs_as_it_is_and_says_why() -> None:
+    lm = language_model(compile_mode="auto")
+    lm.compile()
+    assert (lm.execution.path, lm.execution.description) == ("eager", "eager")
+    assert lm.execution.note == "there is no C++ compiler no-such-compiler"
+
+
+@pytest.mark.usefixtures("without_compiler")
+def test_what_must_be_compiled_and_cannot_is_refused_with_the_way_out() -> None:
+    with pytest.raises(ConfigError, match="no-such-compiler; set it to auto"):
+        language_model(compile_mode="on")
+
+
+def test_a_compiler_that_fails_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\necho 'kernels.cpp:1: error: no such header' >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native.load_kernels.cache_clear()
+    try:
+        assert "error: no such header" in native.load_kernels()
+        assert list((tmp_path / "outrider").iterdir()) == []
+    finally:
+        native.load_kernels.cache_clear()
+
+
+@pytest.mark.parametrize("mode", ["auto", "on"])
+def test_kernels_are_for_float32(mode: CompileMode) -> None:
+    half = loaded(tiny_llama().to(torch.bfloat16))  # type: ignore[arg-type]
+    if mode == "on":
+        with pytest.raises(ConfigError, match="float32 on the CPU"):
+            LanguageModel(half, 128, mode)
+        return
+    lm = LanguageModel(half, 128, mode)
+    assert (lm.execution.path, lm.execution.note) == (
+        "eager",
+        "the kernels are for float32 on the CPU",
+    )
+
+
+def test_a_graph_that_is_wrong_is_not_taken_into_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slightly_off(run: object, **_: object) -> object:
+        assert callable(run)
+        return lambda *tensors: run(*tensors) + 0.1
+
+    monkeypatch.setattr(torch, "compile", slightly_off)
+    lm = language_model(compile_mode="auto")
+    lm.compile()
+    assert lm.execution.description == "kernels"
+    assert "0.1 off" in lm.execution.note
+    monkeypatch.setattr(execution, "TOLERANCE", 1.0)
+    lm.compile()
+    assert lm.execution.description == "compiled"
+
+
+@pytest.mark.parametrize("mode", ["off", "auto"])
+def test_what_is_compiled_meanwhile_comes_to_an_end(mode: CompileMode) -> None:
+    models = [language_model(compile_mode=mode) for _ in range(2)]
+    compile_meanwhile(*models)
+    assert all(lm.execution.is_compiling is (mode == "auto") for lm in models)
+    for thread in threading.enumerate():
+        if thread.name == "compiling":
+            thread.join()
+    for lm in models:
+        assert lm.execution.description == ("eager" if mode == "off" else "compiled")
+
+
+def test_weights_are_in_memory_once() -> None:
+    lm = language_model(compile_mode="on")
+    stock = {p.data_ptr() for p in lm.stock.parameters()}
+    lm.compile()
+    assert {p.data_ptr() for p in lm._module.parameters()} == stock
+
+
+def test_a_session_is_not_disturbed_by_a_graph_compiled_beside_it() -> None:
+    lm = language_model(compile_mode="auto")
+    with lm.cache.session() as session:
+        before = lm.forward([Segment(session, [5, 6, 7], 0, 1)])
+        lm.compile()
+        assert lm.execution.path == "compiled"
+        after = lm.forward([Segment(session, [7], 2, 1)])
+    assert (after - before).abs().max().item() <= 1e-4
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 16, 17, 40])
+@pytest.mark.parametrize(("outer", "inner"), [(8, 16), (37, 19), (512, 300)])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_product_is_torchs_own(tokens: int, outer: int, inner: int, has_bias: bool) -> None:
+    assert native.load_kernels() == ""
+    made = torch.Generator().manual_seed(outer + tokens)
+    given = torch.randn(2, tokens, inner, generator=made).transpose(0, 1)[:, 0]  # not contiguous
+    weight = torch.randn(outer, inner, generator=made)
+    bias = torch.randn(outer, generator=made) if has_bias else None
+    got = torch.ops.outrider.linear(given, weight, bias)
+    want = torch.nn.functional.linear(
+        given.double(), weight.double(), None if bias is None else bias.double()
+    )
+    assert got.shape == (tokens, outer)
+    assert (got - want).abs().max().item() <= 2e-6 * inner
+
+
+def test_a_tokens_product_does_not_depend_on_its_company() -> None:
+    assert native.load_kernels() == ""
+    many = torch.randn(13, 300, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(101, 300, generator=torch.Generator().manual_seed(2))
+    together = torch.ops.outrider.linear(many, weight, None)
+    for row in range(13):
+        alone = torch.ops.outrider.linear(many[row : row + 1], weight, None)
+        assert torch.equal(alone[0], together[row])
