@@ -16,6 +16,7 @@ import torch
 from cloud_server.acceptance import Judged, judge
 from cloud_server.drafting import Drafting
 from cloud_server.jobs import TOO_LATE, Clock, Failed, Job, StepReport, as_ours
+from cloud_server.kept import Conversation, KeptCaches
 from cloud_server.scheduler import Waiting, plan_step
 from cloud_server.scoring import Scoring, Scorings
 from common.errors import DeadlineError, InternalError, OutriderError, UnavailableError
@@ -45,6 +46,7 @@ class Engine:
         self._jobs: list[Job] = []
         self._scorings = Scorings(model, prefill_chunk)
         self._drafting = drafting
+        self._kept = KeptCaches(model.cache)
         self._running = True
         self.step_started_ns: int | None = None
         """When the step now running began; None between steps. Read by any thread."""
@@ -78,9 +80,19 @@ class Engine:
         """Drops a job that nobody waits for any more, unanswered."""
         self._inbox.put(lambda: self._withdraw(job))
 
-    def allocate(self, tokens: int, then: Callable[[int], None], failed: Failed) -> None:
-        """Reserves cache for a session of at most `tokens` tokens and gives `then` its handle."""
-        self._inbox.put(lambda: self._allocate(tokens, then, failed))
+    def allocate(
+        self,
+        tokens: int,
+        then: Callable[[int], None],
+        failed: Failed,
+        conversation: Conversation | None = None,
+        prompt: Sequence[int] = (),
+    ) -> None:
+        """Reserves cache for a session of at most `tokens` tokens and gives `then` its handle.
+
+        It holds already what an earlier session of the conversation left of the prompt.
+        """
+        self._inbox.put(lambda: self._allocate(tokens, then, failed, conversation, prompt))
 
     def submit(self, job: Job) -> None:
         """Queues a job behind the others of its session."""
@@ -109,9 +121,17 @@ class Engine:
         """
         self._inbox.put(lambda: self._scorings.take(scoring))
 
-    def release(self, session: int) -> None:
-        """Drops a session's jobs, unanswered, and frees its cache."""
-        self._inbox.put(lambda: self._release(session))
+    def release(
+        self,
+        session: int,
+        conversation: Conversation | None = None,
+        token_ids: Sequence[int] = (),
+    ) -> None:
+        """Drops a session's jobs, unanswered, and frees its cache or keeps it for a conversation.
+
+        `token_ids` are then what the cache begins with, as far as it goes.
+        """
+        self._inbox.put(lambda: self._release(session, conversation, token_ids))
 
     def _run(self) -> None:
         while self._running:
@@ -237,9 +257,16 @@ class Engine:
             if following is not None:
                 self._jobs.append(following)
 
-    def _allocate(self, tokens: int, then: Callable[[int], None], failed: Failed) -> None:
+    def _allocate(
+        self,
+        tokens: int,
+        then: Callable[[int], None],
+        failed: Failed,
+        conversation: Conversation | None,
+        prompt: Sequence[int],
+    ) -> None:
         try:
-            then(self._model.cache.allocate(tokens))
+            then(self._kept.allocate(tokens, conversation, prompt))
         except Exception as error:  # a CPU out of memory says RuntimeError
             failed(as_ours(error))
 
@@ -270,9 +297,14 @@ class Engine:
         if job in self._jobs:
             self._jobs.remove(job)
 
-    def _release(self, session: int) -> None:
+    def _release(
+        self, session: int, conversation: Conversation | None, token_ids: Sequence[int]
+    ) -> None:
         self._jobs = [job for job in self._jobs if job.session != session]
-        self._model.cache.free(session)
+        if conversation is None:
+            self._model.cache.free(session)
+        else:
+            self._kept.keep(conversation, session, token_ids)
         if not self._jobs:
             self._model.cache.check_integrity()
 

@@ -101,14 +101,21 @@ class Host:
         with self.admit(client, len(state.history), "session") as guest:
             self.metrics.observe_opening(opening.verification)
             self.metrics.prompt_tokens.inc(len(state.history))
+            kept = (client, opening.conversation) if opening.conversation else None
             handle = await self.reserved(
-                partial(self.engine.allocate, state.capacity), self.engine.release
+                partial(
+                    self.engine.allocate,
+                    state.capacity,
+                    conversation=kept,
+                    prompt=state.history,
+                ),
+                self.engine.release,
             )
             guest.slot, guest.in_flight = handle, 0  # from here on, what its jobs hold
             try:
                 yield LiveSession(self, state, handle, guest, deadline_ns)
             finally:
-                self.engine.release(handle)
+                self.engine.release(handle, kept, state.cached)
 
     async def reserved(
         self,

@@ -67,6 +67,7 @@ class LiveSession:
             # It shows again, and is answered, in the verify that follows.
             loop.call_soon_threadsafe(through)
 
+        # What a conversation's turn before left in the cache agrees with it.
         self.host.engine.submit(self._job(prompt, len(prompt), None, done, failed))
 
     async def verify(

@@ -56,6 +56,11 @@ class TargetSession:
         return len(self.history)
 
     @property
+    def cached(self) -> list[int]:
+        """The tokens that the cache begins with, if all that was asked has run."""
+        return self.history[: self._valid]
+
+    @property
     def capacity(self) -> int:
         """How many tokens the session can ever hold in the cache."""
         return self.prompt_length + min(self._room, self._stop.max_new_tokens)

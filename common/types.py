@@ -220,6 +220,8 @@ class OpenSession:
     count towards `stop.max_new_tokens` and stand after the prompt. `run_ahead` is how
     many tokens the target may write alone while no request waits; 0: none. `draft_length` is
     how many guesses a draft model on the server makes a round; None: as many as the server likes.
+    `conversation` names the conversation that this is a turn of, for the client's own later turns;
+    empty: none.
     """
 
     peer: Peer
@@ -230,6 +232,7 @@ class OpenSession:
     verification: VerificationParams = EXACT
     run_ahead: int = 0
     draft_length: int | None = None
+    conversation: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

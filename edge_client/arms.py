@@ -46,6 +46,8 @@ class GenerationRequest:
     prompt_token_ids: tuple[int, ...]
     sampling: SamplingParams
     stop: StopParams
+    conversation: bytes = b""  # what it is a turn of, if of any
+    continues: bool = False  # the turn before was the last that this arm ran
 
 
 class Arm(Protocol):
@@ -59,7 +61,8 @@ class Arm(Protocol):
     def run(self, request: GenerationRequest) -> Iterator[Step]:
         """Yields the output as it is made; the last step, and only that, has a finish reason.
 
-        Of the run before, neither end keeps tokens or their cache; a pace keeps what it learnt.
+        Of the run before, neither end keeps tokens or their cache, unless it was the turn before
+        of the same conversation; a pace keeps what it learnt.
         Closing the iterator early ends the generation on both ends. Raises
         PromptError when the prompt leaves no room in the context, ServiceError
         when the server fails; steps already yielded stay valid.
@@ -134,7 +137,8 @@ class Edge:
     def run(self, request: GenerationRequest) -> Iterator[Step]:
         """Yields one token a step."""
         stopper = self.rule.stopper(request)
-        self.drafter.reset()
+        if not request.continues:
+            self.drafter.reset()
         history = list(request.prompt_token_ids)
         while stopper.finish_reason is None:
             drafted = self.drafter.draft(
@@ -192,7 +196,8 @@ class Speculative:
     def run(self, request: GenerationRequest) -> Iterator[Step]:
         """Yields the confirmed tokens of a round at a time."""
         stopper = self.rule.stopper(request)
-        self.drafter.reset()
+        if not request.continues:
+            self.drafter.reset()
         self.drafting.pace.begin()
         ahead = self.drafting.run_ahead
         session = ClientSession(request.prompt_token_ids, run_ahead=ahead)
@@ -215,7 +220,13 @@ class Speculative:
 
 
 def _opening(peer: Peer, request: GenerationRequest) -> OpenSession:
-    return OpenSession(peer, request.prompt_token_ids, request.sampling, request.stop)
+    return OpenSession(
+        peer,
+        request.prompt_token_ids,
+        request.sampling,
+        request.stop,
+        conversation=request.conversation,
+    )
 
 
 DEFAULT_ARMS = ("edge", "cloud", "cloud_optimized", "speculative")

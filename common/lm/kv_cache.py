@@ -109,6 +109,10 @@ class KVCache:
         """Tokens the session holds."""
         return self._get(session).length
 
+    def reserved(self, session: int) -> int:
+        """Tokens the session has room for."""
+        return self._get(session).reserved
+
     def reserve(self, lengths: Mapping[int, int]) -> None:
         """Makes room in every named session for the stated length, or in none.
 

@@ -10,6 +10,7 @@ from outrider.v1 import verifier_pb2 as pb
 
 MAX_STOP_STRINGS = 64  # each is looked for after every token
 MAX_STOP_LENGTH = 1024
+MAX_CONVERSATION_BYTES = 64
 
 
 def open_to_proto(opening: OpenSession) -> pb.OpenSession:
@@ -44,6 +45,7 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
         verification=rule_to_proto(opening.verification),
         run_ahead=opening.run_ahead,
         draft_length=opening.draft_length,
+        conversation=opening.conversation,
     )
 
 
@@ -70,6 +72,11 @@ def open_from_proto(
             f"draft_length is {message.draft_length}; this server drafts at most "
             f"{limits.max_draft_tokens} tokens a round (cloud.max_draft_tokens)"
         )
+    if len(message.conversation) > MAX_CONVERSATION_BYTES:
+        raise InvalidRequestError(
+            f"conversation has {len(message.conversation)} bytes; send at most "
+            f"{MAX_CONVERSATION_BYTES}"
+        )
     return OpenSession(
         peer=Peer(
             protocol_version=message.peer.protocol_version,
@@ -87,6 +94,7 @@ def open_from_proto(
         verification=verification,
         run_ahead=message.run_ahead,
         draft_length=message.draft_length if drafts else None,
+        conversation=message.conversation,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -128,6 +129,7 @@ class Execution:
         clock; the first turn's clock starts at `arrived`, where it was due before that.
         """
         answers = [record.text or "" for record in known]
+        name = secrets.token_bytes(16) if len(prompt.turns) > 1 else b""
         for turn in turns_of(prompt)[len(known) :]:
             unit = self._unit(prompt, arm, turn, repeat, order + turn)
             if over is not None:
@@ -136,20 +138,32 @@ class Execution:
             if len(answers) < turn:
                 yield error_record(unit, None, f"{NOT_RUN}: turn {len(answers)} failed")
                 continue
-            record = self._generate(unit, prompt, answers, began, None if turn else arrived)
+            continues = turn > len(known)
+            record = self._generate(
+                unit, prompt, answers, began, None if turn else arrived, name, continues
+            )
             if record.text is not None:
                 answers.append(record.text)
             yield record
 
     def _generate(
-        self, unit: Unit, prompt: Prompt, answers: list[str], began: int, arrived: int | None
+        self,
+        unit: Unit,
+        prompt: Prompt,
+        answers: list[str],
+        began: int,
+        arrived: int | None,
+        conversation: bytes,
+        continues: bool,
     ) -> Record:
         token_ids = None
         try:
             token_ids = prompt.encode(self.encoder, answers)
             steps: list[Step] = []
             arrivals: list[int] = []
-            request = self._request(token_ids)
+            request = replace(
+                self._request(token_ids), conversation=conversation, continues=continues
+            )
             now = self.clock()
             started = now if arrived is None else arrived
             for step in self.arms[unit.arm].run(request):

@@ -116,7 +116,7 @@ class StopParams(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., stop_strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop", "verification", "run_ahead", "draft_length")
+    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop", "verification", "run_ahead", "draft_length", "conversation")
     PEER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class OpenSession(_message.Message):
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     RUN_AHEAD_FIELD_NUMBER: _ClassVar[int]
     DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     peer: Peer
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     generated_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -133,7 +134,8 @@ class OpenSession(_message.Message):
     verification: VerificationParams
     run_ahead: int
     draft_length: int
-    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., verification: _Optional[_Union[VerificationParams, _Mapping]] = ..., run_ahead: _Optional[int] = ..., draft_length: _Optional[int] = ...) -> None: ...
+    conversation: bytes
+    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., verification: _Optional[_Union[VerificationParams, _Mapping]] = ..., run_ahead: _Optional[int] = ..., draft_length: _Optional[int] = ..., conversation: _Optional[bytes] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
     __slots__ = ("open", "verify")

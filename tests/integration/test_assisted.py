@@ -7,6 +7,7 @@ import json
 import random
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -93,6 +94,31 @@ def test_pieces_follow_each_other_without_a_gap_and_the_parts_fit_into_the_whole
         assert timing.total_ns == parts
         assert 0 < made.draft_busy_ns <= made.draft_ns or not made.num_draft_tokens
     assert 0 < sum(piece.timing.total_ns for piece in pieces) <= whole
+
+
+def test_the_target_reads_of_a_later_turn_what_it_adds() -> None:
+    target = language_model(cache_tokens=2048)
+    draft = LanguageModel(loaded(noised_copy(tiny("llama"), 0.1)), cache_tokens=2048)
+    first = OpenSession(
+        Peer("", "", 0, ""), (5, 6, 7), SamplingParams(), StopParams(12, ()), conversation=b"us"
+    )
+    with hosting(target, LIMITS, draft) as host:
+
+        def written(opened: OpenSession) -> tuple[list[int], float]:
+            """Returns the text and how many tokens went through the target for it."""
+            before = host.metrics.registry.get_sample_value("outrider_iteration_tokens_sum")
+            pieces = asyncio.run(cloud_assisted(host, Run(opened, draft_length=3)))
+            after = host.metrics.registry.get_sample_value("outrider_iteration_tokens_sum")
+            assert before is not None
+            assert after is not None
+            return [token for piece in pieces for token in piece.token_ids], after - before
+
+        answer, _ = written(first)
+        later = replace(first, prompt_token_ids=(5, 6, 7, *answer, 8, 9))
+        text, read = written(later)
+        alone, read_cold = written(replace(later, conversation=b""))
+    assert text == alone
+    assert read_cold - read == 3 + len(answer) - 1  # the last token was never read
 
 
 def test_an_engine_without_a_draft_model_says_so_before_anything_is_reserved() -> None:

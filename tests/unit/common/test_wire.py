@@ -51,6 +51,11 @@ INFO = ServerInfo(
 
 CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
     (OPENING, wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
+    (
+        replace(OPENING, conversation=b"talk"),
+        wire.open_to_proto,
+        lambda m: wire.open_from_proto(m, LIMITS),
+    ),
     (replace(OPENING, run_ahead=64), wire.open_to_proto, lambda m: wire.open_from_proto(m, LIMITS)),
     (AheadTokens(5, (6, 7), FinishReason.EOS, TIMING), wire.ahead_to_proto, wire.ahead_from_proto),
     (Draft(1, 2, 3, (4, 5, 6), (7,)), wire.draft_to_proto,
@@ -398,6 +403,11 @@ def test_a_candidate_takes_five_bytes_and_is_counted(tables: list[dict[int, int]
 
 def test_the_exact_rule_takes_no_bytes() -> None:
     assert not wire.open_to_proto(OPENING).verification.ByteSize()
+
+
+def test_a_conversations_name_is_short() -> None:
+    with pytest.raises(InvalidRequestError, match="65 bytes; send at most 64"):
+        wire.open_from_proto(wire.open_to_proto(replace(OPENING, conversation=b"x" * 65)), LIMITS)
 
 
 def test_run_ahead_needs_a_rule_under_which_all_tokens_are_the_targets_own() -> None:

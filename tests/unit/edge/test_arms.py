@@ -107,6 +107,8 @@ def test_every_run_starts_cold(name: str) -> None:
     list(arm.run(asked()))
     list(arm.run(asked()))
     assert drafter.resets == 2
+    list(arm.run(replace(asked(), continues=True)))  # but for the next turn of a conversation
+    assert drafter.resets == 2
 
 
 @pytest.mark.parametrize("name", ["edge", "cloud", "speculative"])

@@ -192,6 +192,19 @@ def test_turns_are_answered_in_order_each_arm_with_its_own_answers(bench: Bench)
     ]
 
 
+def test_the_turns_of_a_conversation_bear_its_name_and_no_other_does(bench: Bench) -> None:
+    bench.run([{"id": "t", "turns": ["a", "bb", "ccc"]}, {"turns": ["d"]}], repeats=2)
+    for arm in bench.arms.values():
+        requests = arm.requests[1:]  # the first is the warm-up
+        talks = {request.conversation for request in requests if len(request.conversation)}
+        assert len(talks) == 2  # one a repeat
+        for talk in talks:
+            turns = [request.continues for request in requests if request.conversation == talk]
+            assert turns == [False, True, True]
+        alone = [request.continues for request in requests if not request.conversation]
+        assert alone == [False, False]
+
+
 def test_a_server_that_goes_away_costs_its_records_and_nothing_else(bench: Bench) -> None:
     def failing(request: GenerationRequest) -> Sequence[tuple[float, Step]]:
         if len(bench.arms["cloud"].requests) == 3:

@@ -1,0 +1,74 @@
+"""Caches that outlive their session, for the next turn of the same conversation."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from common.errors import OverloadedError
+from common.lm.kv_cache import KVCache
+
+Conversation = tuple[str, bytes]
+"""A client, and the name it gave the conversation: nobody else is served from it."""
+
+MOST_KEPT = 64
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    session: int
+    token_ids: Sequence[int]
+
+
+class KeptCaches:
+    """Lends a budget what it does not need: caches of sessions that have ended, latest last.
+
+    They give way to any session that needs their room. On the engine thread only.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self._cache = cache
+        self._kept: OrderedDict[Conversation, _Kept] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, conversation: Conversation, session: int, token_ids: Sequence[int]) -> None:
+        """Takes over a session whose cache begins with these tokens, as far as it goes."""
+        self._drop(conversation)
+        held = min(len(token_ids), self._cache.length(session))
+        self._cache.truncate(session, held)
+        self._kept[conversation] = _Kept(session, token_ids[:held])
+        if len(self._kept) > MOST_KEPT:
+            self._drop(next(iter(self._kept)))
+
+    def allocate(
+        self, tokens: int, conversation: Conversation | None = None, prompt: Sequence[int] = ()
+    ) -> int:
+        """Opens a session with room for `tokens`, holding what is known of its prompt.
+
+        Raises OverloadedError when there is no room with nothing kept.
+        """
+        kept = None if conversation is None else self._kept.pop(conversation, None)
+        if kept is None:
+            self._make_room(tokens)
+            return self._cache.allocate(tokens)
+        known = sum(takewhile(bool, (a == b for a, b in zip(kept.token_ids, prompt, strict=False))))
+        self._cache.truncate(kept.session, known)
+        self._make_room(max(0, tokens - self._cache.reserved(kept.session)))
+        try:
+            self._cache.reserve({kept.session: tokens})
+        except OverloadedError:
+            self._cache.free(kept.session)
+            raise
+        return kept.session
+
+    def _make_room(self, tokens: int) -> None:
+        while self._kept and self._cache.free_tokens < tokens:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, conversation: Conversation) -> None:
+        if (kept := self._kept.pop(conversation, None)) is not None:
+            self._cache.free(kept.session)
