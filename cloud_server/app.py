@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import threading
@@ -27,6 +28,7 @@ from cloud_server.servicer import VerifierServicer
 from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
 from common.errors import ConfigError
+from common.lm.execution import COMPILING
 from common.lm.runner import LanguageModel, compile_meanwhile
 
 logger = logging.getLogger(__name__)
@@ -61,6 +63,12 @@ def serve(model_path: str, config: Config, draft_path: str | None = None) -> Non
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     load = partial(_load, model_path, draft_path, config)
     asyncio.run(_serve(load, cloud, access))
+    if any(thread.name == COMPILING for thread in threading.enumerate()):
+        # The compiler's own threads abort the process when the interpreter ends below them.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def _load(model_path: str, draft_path: str | None, config: Config) -> Models:

@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     options = parser.parse_args(argv)
     if options.path:
-        print(DEMO)
+        print(DEMO.resolve())
         return 0
     asked = configuration.load(options.config).experiment
     target = options.target or asked.target or str(DEMO / "target")

@@ -18,7 +18,7 @@ from common.errors import (
     UnavailableError,
 )
 
-_NO_CONNECTION = "failed to connect"
+_NO_CONNECTION = ("failed to connect", "connections to all backends failing")
 _RESET = "RST_STREAM"  # what a proxy says when the server behind it is lost
 _DETAILS_TRAILER = "grpc-status-details-bin"
 

@@ -204,7 +204,7 @@ def ragged_attention(
     Raises ModelError on any argument whose effect this attention does not reproduce.
     """
     # A graph is compiled for kernels alone: they know the step, whatever it is.
-    step = KernelStep() if torch.compiler.is_compiling() else _current.get()
+    step = KernelStep() if torch.compiler.is_dynamo_compiling() else _current.get()
     if step is None:
         raise InternalError(f"{NAME} attention was called outside a step of the runner")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal

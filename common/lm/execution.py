@@ -88,7 +88,9 @@ class Execution:
         try:
             with quiet(), warnings.catch_warnings(), cache.session(6) as session:
                 warnings.simplefilter("ignore")  # torch's own, about its own
-                graph = torch.compile(_apart(self._module), options={"guard_filter_fn": _of_inputs})
+                graph = torch.compile(
+                    _apart(self._module), fullgraph=True, options={"guard_filter_fn": _of_inputs}
+                )
                 cache.extend(session, 6)
                 for position, count in ((0, 5), (5, 1), (0, 4)):
                     self._try(graph, cache, session, position, count)
@@ -125,8 +127,9 @@ class Execution:
             if graph is None:
                 return _logits(self._module, ids, positions, rows)
             wanted = len(rows)
-            # A graph for several tokens is one for several rows as well: two at least.
-            padded = rows if ids.shape[1] == 1 else torch.cat([rows, rows.new_zeros(2)])
+            # One graph is for one token and one row, the other for several of both.
+            least = 1 if ids.shape[1] == 1 else wanted + 2
+            padded = torch.cat([rows, rows.new_zeros(least)])[:least]
             logits: Tensor = graph(ids, positions, padded)
             return logits[:wanted]
 

@@ -107,8 +107,15 @@ void product(const float* x, const float* w, const float* bias, float* y, int64_
 }
 
 Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias) {
-  const int64_t outer = weight.size(0), inner = weight.size(1), tokens = input.numel() / inner;
-  if (tokens > MOST_TOKENS || !weight.is_contiguous()) return at::linear(input, weight, bias);
+  const int64_t outer = weight.size(0), inner = weight.size(1);
+  const auto fits = [](const Tensor& given) {
+    return given.scalar_type() == at::kFloat && given.is_contiguous();
+  };
+  if (input.dim() < 1 || inner < 1 || input.size(-1) != inner || !fits(weight) ||
+      input.scalar_type() != at::kFloat || input.numel() > MOST_TOKENS * inner ||
+      (bias && (!fits(*bias) || bias->numel() != outer)))
+    return at::linear(input, weight, bias);
+  const int64_t tokens = input.numel() / inner;
   const Tensor x = input.contiguous();
   auto shape = input.sizes().vec();
   shape.back() = outer;
@@ -232,6 +239,7 @@ void attend_head(const Tensor& query, const Span& span, int64_t begin, int64_t e
         for (int64_t j = low; j < high; ++j) row_scores[j] = std::tanh(row_scores[j] / cap) * cap;
       }
       const float now = std::max(largest[row], *std::max_element(row_scores + low, row_scores + high));
+      if (now == NOTHING) continue;
       float* const row_out = out.data() + row * value_size;
       if (largest[row] != NOTHING && now > largest[row]) {
         const float shrink = std::exp(largest[row] - now);
@@ -264,6 +272,7 @@ Tensor last_dense(const Tensor& given) {
 Tensor attend(const Tensor& given_query, const Tensor& key, const Tensor& value, int64_t layer,
               double scaling, int64_t window, double softcap) {
   TORCH_CHECK(current, "attention was called outside a step");
+  TORCH_CHECK((layer + 1) * current->spans.size() <= current->keys.size(), "no layer ", layer);
   const Call call{scaling, window, softcap};
   const Step& step = *current;
   const Tensor query = last_dense(given_query);

@@ -7,16 +7,21 @@ Without a C++ compiler there are none, and torch's own are used.
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.utils import cpp_extension
+
+logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
@@ -32,10 +37,14 @@ def load_kernels() -> str:
     """Makes the operators known to torch; returns "" or why that is not possible."""
     try:
         library = _built()
-        torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        try:
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
+        except OSError:  # damaged since: made anew
+            library.unlink()
+            torch.ops.load_library(str(_built()))  # type: ignore[no-untyped-call]
     except NoKernels as missing:
         return str(missing)
-    except OSError as error:  # a file made for another machine, or a folder that is gone
+    except OSError as error:
         return f"the kernels cannot be loaded: {error}"
     _describe()
     return ""
@@ -59,8 +68,8 @@ def use_kernels(module: nn.Module) -> None:
 
 def _built() -> Path:
     """Returns the library, compiled if this machine has not done so before."""
-    compiler = os.environ.get("CXX", "c++")
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "outrider"
+    compiler = shlex.split(os.environ.get("CXX") or "c++")
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "outrider"
     library = folder / f"kernels-{_identity(compiler)}.so"
     if library.exists():
         return library
@@ -77,26 +86,30 @@ def _built() -> Path:
     return library
 
 
-def _compile(compiler: str, target: Path) -> None:
+def _compile(compiler: Sequence[str], target: Path) -> None:
+    logger.info("compiling the kernels, once for this machine")
     places = [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    command = [compiler, *FLAGS, abi, *places, str(SOURCE), "-o", str(target), *libraries]
+    command = [*compiler, *FLAGS, abi, *places, str(SOURCE), "-o", str(target), *libraries]
     try:
         subprocess.run(
             [*command, "-lc10", "-ltorch_cpu"],
             check=True, capture_output=True, text=True, timeout=PATIENCE_S,
         )  # fmt: skip
-    except FileNotFoundError:
-        raise NoKernels(f"there is no C++ compiler {compiler}") from None
+    except OSError:
+        raise NoKernels(f"there is no C++ compiler {shlex.join(compiler)}") from None
     except subprocess.CalledProcessError as failed:
-        said = next((line for line in failed.stderr.splitlines() if "error" in line), "no reason")
-        raise NoKernels(f"{compiler} cannot compile the kernels: {said}") from failed
+        lines = failed.stderr.splitlines() or [f"it ended with {failed.returncode}"]
+        said = next((line for line in lines if "error" in line), lines[-1])
+        raise NoKernels(f"{shlex.join(compiler)} cannot compile the kernels: {said}") from failed
     except subprocess.TimeoutExpired:
-        raise NoKernels(f"{compiler} took longer than {PATIENCE_S} s") from None
+        raise NoKernels(f"{shlex.join(compiler)} took longer than {PATIENCE_S} s") from None
+    with target.open("rb") as made:
+        os.fsync(made.fileno())
 
 
-def _identity(compiler: str) -> str:
+def _identity(compiler: Sequence[str]) -> str:
     """Returns what the library depends on, digested: its source, torch, and the processor."""
     try:
         processor = next(
@@ -106,7 +119,14 @@ def _identity(compiler: str) -> str:
         )
     except (OSError, StopIteration):
         processor = platform.processor()
-    parts = (SOURCE.read_text(), torch.__version__, compiler, *FLAGS, platform.machine(), processor)
+    parts = (
+        SOURCE.read_text(),
+        torch.__version__,
+        *compiler,
+        *FLAGS,
+        platform.machine(),
+        processor,
+    )
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from common.errors import InternalError
 from common.lm import compatibility
 from common.lm.attention import NAME, Span
-from common.lm.execution import CompileMode, Execution
+from common.lm.execution import COMPILING, CompileMode, Execution
 from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel, twin
 from common.lm.segments import Segment
@@ -138,4 +138,4 @@ def compile_meanwhile(*models: LanguageModel) -> None:
     for model in waiting:
         model.execution.is_compiling = True
     if waiting:
-        threading.Thread(target=run, name="compiling", daemon=True).start()
+        threading.Thread(target=run, name=COMPILING, daemon=True).start()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from common.errors import ConfigError
 from common.lm import execution, native
@@ -138,3 +139,54 @@ def test_a_tokens_product_does_not_depend_on_its_company() -> None:
     for row in range(13):
         alone = torch.ops.outrider.linear(many[row : row + 1], weight, None)
         assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize(
+    ("given", "weight", "bias"),
+    [((3, 16), (4, 8), None), ((), (4, 1), None), ((2, 8), (4, 8), (1,)), ((2, 8), (4, 8), (3,))],
+)
+def test_what_does_not_fit_is_torchs_own_answer_or_error(
+    given: tuple[int, ...], weight: tuple[int, ...], bias: tuple[int, ...] | None
+) -> None:
+    assert native.load_kernels() == ""
+    tensors = [torch.ones(given), torch.ones(weight), None if bias is None else torch.ones(bias)]
+    try:
+        want = torch.nn.functional.linear(*tensors)  # type: ignore[arg-type]
+    except RuntimeError:
+        with pytest.raises(RuntimeError):
+            torch.ops.outrider.linear(*tensors)
+    else:
+        assert torch.equal(torch.ops.outrider.linear(*tensors), want)
+
+
+def test_nothing_is_compiled_again_once_it_serves() -> None:
+    lm = language_model(compile_mode="on")
+    lm.compile()
+    graphs = counters["stats"]["unique_graphs"]
+    with lm.cache.session(240) as session:
+        position = 0
+        for count, wanted in ((1, 0), (1, 1), (2, 0), (2, 1), (17, 17), (200, 1)):
+            lm.forward([Segment(session, [5] * count, position, wanted)])
+            position += count
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_a_damaged_library_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "outrider").mkdir()
+    name = f"kernels-{native._identity(['c++'])}.so"
+    (tmp_path / "outrider" / name).touch()
+    compiled: list[Path] = []
+
+    def compile_again(_: object, target: Path) -> None:
+        compiled.append(target)
+        raise native.NoKernels("it was asked for")
+
+    monkeypatch.setattr(native, "_compile", compile_again)
+    monkeypatch.delenv("CXX", raising=False)
+    native.load_kernels.cache_clear()
+    try:
+        assert native.load_kernels() == "it was asked for"
+        assert len(compiled) == 1
+    finally:
+        native.load_kernels.cache_clear()

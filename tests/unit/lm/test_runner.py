@@ -83,6 +83,7 @@ def check_every_kind_of_step(lm: LanguageModel) -> None:
             ],
             "wrong guesses": [Segment(a, tokens(4, 3), 25, 0)],
             "verify after rollback": [Segment(a, first[25:31], 25, 6)],
+            "one token without logits": [Segment(b, [second[20]], 20, 0)],
             "mixed": [Segment(b, second[20:], 20, 5), Segment(a, first[31:36], 31, 2)],
             "deep rollback": [Segment(b, second[10:], 10, 23)],
             "long verify": [Segment(a, first[3:], 3, 37)],
