@@ -16,18 +16,20 @@ from functools import partial
 from cloud_server.access import Access, read_access
 from cloud_server.admission import Admission
 from cloud_server.description import describe
+from cloud_server.drafting import Drafting
 from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
 from cloud_server.lifecycle import Lifecycle
 from cloud_server.listening import SERVICE, check_redirect, grpc_server, metrics_server, split
 from cloud_server.metrics import Metrics
-from cloud_server.model import CloudModel
+from cloud_server.model import CloudModel, load_draft, load_target
 from cloud_server.servicer import VerifierServicer
 from cloud_server.unary import UnarySessions
 from common.config import CloudSection, Config
 from common.errors import ConfigError
 from common.lm.execution import COMPILING
+from common.lm.runner import LanguageModel, compile_meanwhile
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +41,15 @@ UNUSED_SECONDS = 2.0
 middle of a text comes back after a draft and a way through the network."""
 
 
-def serve(model_path: str, config: Config) -> None:
-    """Serves until SIGTERM or SIGINT has drained it; prints the one READY line on stdout."""
+Models = tuple[CloudModel, LanguageModel | None]
+"""The target, and the draft model beside it where there is one."""
+
+
+def serve(model_path: str, config: Config, draft_path: str | None = None) -> None:
+    """Serves until SIGTERM or SIGINT has drained it; prints the one READY line on stdout.
+
+    `draft_path` names the draft model of the arm `cloud_assisted`; None: there is none.
+    """
     cloud = config.cloud
     if cloud.token_budget <= cloud.max_draft_tokens:
         raise ConfigError(
@@ -52,7 +61,8 @@ def serve(model_path: str, config: Config) -> None:
     access = read_access(split(cloud.listen, "listen")[0], config.security)
     # A hangup before the loop runs is answered by the tokens being read again when it does.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    asyncio.run(_serve(model_path, config, access))
+    load = partial(_load, model_path, draft_path, config)
+    asyncio.run(_serve(load, cloud, access))
     if any(thread.name == COMPILING for thread in threading.enumerate()):
         # The compiler's own threads abort the process when the interpreter ends below them.
         logging.shutdown()
@@ -61,26 +71,12 @@ def serve(model_path: str, config: Config) -> None:
         os._exit(0)
 
 
-def load_target(model_path: str, config: Config) -> CloudModel:
-    """Loads the target as configured."""
-    cloud = config.cloud
-    model = CloudModel(
-        model_path,
-        dtype=cloud.dtype,
-        device=cloud.device,
-        threads=cloud.threads,
-        cache_tokens=cloud.cache_tokens,
-        trust_remote_code=cloud.trust_remote_code,
-        allow_pickle=cloud.allow_pickle,
-        compile_mode=config.engine.compile,
-    )
-    if config.engine.compile == "on":
-        model.compile()
-    return model
+def _load(model_path: str, draft_path: str | None, config: Config) -> Models:
+    target = load_target(model_path, config)
+    return target, None if draft_path is None else load_draft(draft_path, target, config)
 
 
-async def _serve(model_path: str, config: Config, access: Access) -> None:
-    cloud = config.cloud
+async def _serve(load: Callable[[], Models], cloud: CloudSection, access: Access) -> None:
     metrics = Metrics()
     servicer = VerifierServicer()
     lifecycle = Lifecycle(SERVICE, metrics)
@@ -90,20 +86,23 @@ async def _serve(model_path: str, config: Config, access: Access) -> None:
         grpc_server(cloud, servicer, lifecycle, metrics, access) as (server, address),
     ):
         told_to_stop = _signals(lambda: _say_what_is_done(lifecycle))
-        model = await _unless_stopped(
-            _in_background(lambda: load_target(model_path, config)), told_to_stop
-        )
-        if model is None:
+        models = await _unless_stopped(_in_background(load), told_to_stop)
+        if models is None:
             return
-        host = _host(model, cloud, metrics)
-        metrics.describe(host.info, lambda: host.engine.cache_tokens_in_use)
+        host = _host(models, cloud, metrics)
+        drafting = host.drafting
+        metrics.describe(
+            host.info,
+            lambda: host.engine.cache_tokens_in_use,
+            lambda: 0 if drafting is None else drafting.cache_tokens_in_use,
+        )
         asyncio.get_running_loop().add_signal_handler(
             signal.SIGUSR1, _say_what_is_done, lifecycle, host
         )
-        stock = StockGenerator(model.stock, host.info.vocab_size, host.clock)
+        stock = StockGenerator(models[0].stock, host.info.vocab_size, host.clock)
         unary = servicer.begin(host, stock)
         host.engine.start()
-        model.compile_meanwhile()
+        compile_meanwhile(*(model for model in models if model is not None))
         tasks = [
             asyncio.create_task(unary.expire_idle()),
             asyncio.create_task(
@@ -133,9 +132,9 @@ async def _serve(model_path: str, config: Config, access: Access) -> None:
 
 
 async def _unless_stopped(
-    loading: Awaitable[CloudModel], told_to_stop: asyncio.Queue[int]
-) -> CloudModel | None:
-    """Returns the model, or None when SIGTERM comes before it is there; Ctrl-C is raised."""
+    loading: Awaitable[Models], told_to_stop: asyncio.Queue[int]
+) -> Models | None:
+    """Returns the models, or None when SIGTERM comes before they are there; Ctrl-C is raised."""
     loaded = asyncio.ensure_future(loading)
     told = asyncio.ensure_future(told_to_stop.get())
     await asyncio.wait([loaded, told], return_when=asyncio.FIRST_COMPLETED)
@@ -148,30 +147,42 @@ async def _unless_stopped(
     return None
 
 
-def _host(model: CloudModel, cloud: CloudSection, metrics: Metrics) -> Host:
+def _host(models: Models, cloud: CloudSection, metrics: Metrics) -> Host:
+    model, draft = models
+    drafting = None
+    if draft is not None:
+        drafting = Drafting(
+            draft,
+            token_budget=cloud.token_budget,
+            prefill_chunk=cloud.prefill_chunk,
+            clock=time.monotonic_ns,
+            on_forward=metrics.observe_draft_step,
+        )
     engine = Engine(
         model,
         token_budget=cloud.token_budget,
         prefill_chunk=cloud.prefill_chunk,
         clock=time.monotonic_ns,
         on_step=metrics.observe_step,
+        drafting=drafting,
     )
     return Host(
         engine=engine,
         loaded=model.loaded,
-        info=describe(model, cloud, model.precision),
+        info=describe(model, cloud, model.precision, draft),
         execution=model.execution,
         limits=cloud,
         metrics=metrics,
         clock=time.monotonic_ns,
         admission=Admission(cloud),
+        drafting=drafting,
     )
 
 
-async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
+async def _in_background(load: Callable[[], Models]) -> Models:
     """Runs what blocks on a thread that does not outlive the process."""
     loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[CloudModel] = loop.create_future()
+    loaded: asyncio.Future[Models] = loop.create_future()
 
     def settle(set_it: Callable[[], None]) -> None:
         if not loaded.done():
@@ -179,11 +190,11 @@ async def _in_background(load: Callable[[], CloudModel]) -> CloudModel:
 
     def run() -> None:
         try:
-            model = load()
+            models = load()
         except BaseException as error:
             outcome = partial(loaded.set_exception, error)  # raised again where it is awaited
         else:
-            outcome = partial(loaded.set_result, model)
+            outcome = partial(loaded.set_result, models)
         with suppress(RuntimeError):  # the loop has ended, and nobody waits
             loop.call_soon_threadsafe(settle, outcome)
 

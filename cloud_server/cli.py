@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from cloud_server.logs import log_to_stderr
 from common import config as configuration
-from common.errors import ConfigError, OutriderError, PrecisionError
+from common.errors import OutriderError, PrecisionError
 from common.machine.limits import enforce, is_out_of_memory
 
 
@@ -42,22 +42,17 @@ def _fail(options: argparse.Namespace, code: int, message: str) -> int:
 
 
 def _serve(options: argparse.Namespace, config: configuration.Config) -> int:
-    if options.draft_model is not None:
-        raise ConfigError(
-            f"--draft-model {options.draft_model!r}: a draft beside the target is not available "
-            "in this version; give the draft to outrider-edge with --draft"
-        )
     from cloud_server import app
 
-    app.serve(options.model, config)
+    app.serve(options.model, config, options.draft_model)
     return 0
 
 
 def _check(options: argparse.Namespace, config: configuration.Config) -> int:
-    from cloud_server import app
+    from cloud_server.model import load_target
     from common.lm.check import check_precision
 
-    model = app.load_target(options.model, config)
+    model = load_target(options.model, config)
     found = check_precision(model, model.precision)
     print(found.text)
     if not found.passed:
@@ -104,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--draft-model",
         metavar="PATH_OR_HUB_ID",
-        help="a draft model beside the target; not available in this version",
+        help="a draft model beside the target, for the arm cloud_assisted",
     )
     serve.add_argument(
         "--insecure",

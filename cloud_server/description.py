@@ -19,7 +19,10 @@ from common.types import ServerInfo
 
 
 def describe(
-    model: LanguageModel, cloud: CloudSection, policy: precision.PrecisionReport
+    model: LanguageModel,
+    cloud: CloudSection,
+    policy: precision.PrecisionReport,
+    draft: LanguageModel | None = None,
 ) -> ServerInfo:
     """States what this server is, as GetServerInfo answers it."""
     loaded = model.loaded
@@ -52,6 +55,8 @@ def describe(
             **_granted(),
             "platform": f"{sys.platform} {platform.machine()}",
         },
+        draft_model_name="" if draft is None else draft.loaded.short_name,
+        draft_model_fingerprint="" if draft is None else draft.loaded.model_fingerprint,
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from cloud_server.acceptance import Judged, judge
+from cloud_server.drafting import Drafting
 from cloud_server.jobs import TOO_LATE, Clock, Failed, Job, StepReport, as_ours
 from cloud_server.kept import Conversation, KeptCaches
 from cloud_server.scheduler import Waiting, plan_step
@@ -34,6 +35,7 @@ class Engine:
         prefill_chunk: int,
         clock: Clock,
         on_step: Callable[[StepReport], None],
+        drafting: Drafting | None = None,
     ) -> None:
         self._model = model
         self._token_budget = token_budget
@@ -43,6 +45,7 @@ class Engine:
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: list[Job] = []
         self._scorings = Scorings(model, prefill_chunk)
+        self._drafting = drafting
         self._kept = KeptCaches(model.cache)
         self._running = True
         self.step_started_ns: int | None = None
@@ -134,6 +137,8 @@ class Engine:
         while self._running:
             try:
                 self._take_inbox()
+                if self._drafting:
+                    self._draft()
                 if self._jobs:
                     self.step()
                 if self._scorings:
@@ -143,7 +148,7 @@ class Engine:
 
     def _take_inbox(self) -> None:
         """Applies what others asked for; waits for something when there is nothing to run."""
-        if not self._jobs and not self._scorings:
+        if not (self._jobs or self._scorings or self._drafting):
             self._inbox.get()()
         while not self._inbox.empty():
             self._inbox.get()()
@@ -271,6 +276,16 @@ class Engine:
         else:
             job.failed(InternalError(f"session {job.session} was released before its job came"))
 
+    def _draft(self) -> None:
+        """Has guesses made for all that wait for some; their checks join the very next step."""
+        assert self._drafting is not None
+        self.step_started_ns = self._clock()
+        try:
+            for job in self._drafting.step():
+                self._take(job)
+        finally:
+            self.step_started_ns = None
+
     def _score_on(self) -> None:
         self.step_started_ns = now = self._clock()
         try:
@@ -303,3 +318,5 @@ class Engine:
         error = UnavailableError("the server is shutting down")
         self._fail(list(self._jobs), error)
         self._scorings.fail(error)
+        if self._drafting is not None:
+            self._drafting.fail(error)

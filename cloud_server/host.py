@@ -5,20 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from cloud_server.admission import Admission, Guest
+from cloud_server.drafting import Drafting
 from cloud_server.engine import Engine
-from cloud_server.jobs import Clock
+from cloud_server.jobs import Clock, Failed
 from cloud_server.live import LiveSession, resolving
 from cloud_server.metrics import Metrics
 from cloud_server.scoring import Scores, Scoring
 from cloud_server.sessions import TargetSession
 from common.config import CloudSection
 from common.detokenizer import Detokenizer
-from common.errors import InvalidRequestError, OutriderError, OverloadedError
+from common.errors import InvalidRequestError, ModelError, OutriderError, OverloadedError
 from common.lm.execution import Execution
 from common.lm.loading import LoadedModel
 from common.types import OpenSession, Peer, ServerInfo
@@ -39,6 +41,7 @@ class Host:
     metrics: Metrics
     clock: Clock
     admission: Admission
+    drafting: Drafting | None = None
 
     @property
     def peer(self) -> Peer:
@@ -98,22 +101,56 @@ class Host:
         with self.admit(client, len(state.history), "session") as guest:
             self.metrics.observe_opening(opening.verification)
             self.metrics.prompt_tokens.inc(len(state.history))
-            reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             kept = (client, opening.conversation) if opening.conversation else None
-            self.engine.allocate(state.capacity, *resolving(reservation), kept, state.history)
-            try:
-                handle = await asyncio.shield(reservation)
-            except asyncio.CancelledError:
-                reservation.add_done_callback(self._release_unwanted)
-                raise
-            except OverloadedError as error:
-                error.retry_after_s = self.admission.retry_after_s
-                raise
+            handle = await self.reserved(
+                partial(
+                    self.engine.allocate,
+                    state.capacity,
+                    conversation=kept,
+                    prompt=state.history,
+                ),
+                self.engine.release,
+            )
             guest.slot, guest.in_flight = handle, 0  # from here on, what its jobs hold
             try:
                 yield LiveSession(self, state, handle, guest, deadline_ns)
             finally:
                 self.engine.release(handle, kept, state.cached)
+
+    async def reserved(
+        self,
+        allocate: Callable[[Callable[[int], None], Failed], None],
+        release: Callable[[int], None],
+    ) -> int:
+        """Returns the handle that `allocate` gives on the engine thread, once it is there.
+
+        Cancelled before that, it is released when it comes. Raises OverloadedError, saying when to
+        ask again, where there is no room.
+        """
+        reservation: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        allocate(*resolving(reservation))
+
+        def release_unwanted(granted: asyncio.Future[int]) -> None:
+            if not granted.cancelled() and granted.exception() is None:
+                release(granted.result())
+
+        try:
+            return await asyncio.shield(reservation)
+        except asyncio.CancelledError:
+            reservation.add_done_callback(release_unwanted)
+            raise
+        except OverloadedError as error:
+            error.retry_after_s = self.admission.retry_after_s
+            raise
+
+    def drafts(self) -> Drafting:
+        """Returns the draft model beside the target; raises ModelError where there is none."""
+        if self.drafting is None:
+            raise ModelError(
+                f"this server has no draft model beside {self.info.model_name}: start it with "
+                "--draft-model, or ask for another arm than cloud_assisted"
+            )
+        return self.drafting
 
     async def score(
         self,
@@ -162,8 +199,3 @@ class Host:
             model_eos=self.info.eos_token_ids,
             detokenizer=lambda: Detokenizer(self.loaded.tokenizer),
         )
-
-    def _release_unwanted(self, reservation: asyncio.Future[int]) -> None:
-        """Gives back cache that was granted after its session had gone."""
-        if not reservation.cancelled() and reservation.exception() is None:
-            self.engine.release(reservation.result())

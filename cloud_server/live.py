@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
+Tell = Callable[[GeneratedTokens | OutriderError], None]
+"""Passes a piece of output, or why there is none, from the engine thread to the event loop."""
+
 
 class LiveSession:
     """Is a session with a place in the engine; it lives as long as its stream."""
@@ -39,7 +42,7 @@ class LiveSession:
         self.host = host
         self._handle = handle
         self.guest = guest
-        self._deadline_ns = deadline_ns
+        self.deadline_ns = deadline_ns
         self._prompt_timing = StepTiming()
         self._prompt_in_flight = 0
 
@@ -87,7 +90,7 @@ class LiveSession:
         answer = asyncio.get_running_loop().create_future()
         resolve, fail = resolving(answer)
         job = self.check_job(admitted, lambda *answered: resolve(answered), fail, arrived_ns)
-        job.deadline_ns = deadline_ns or self._deadline_ns
+        job.deadline_ns = deadline_ns or self.deadline_ns
         unread = len(admitted.context) - admitted.valid - self._prompt_in_flight
         self.host.engine.submit(job)
         try:
@@ -110,18 +113,15 @@ class LiveSession:
         async for draft, arrived_ns in drafts:
             yield await self.verify(draft, arrived_ns)
 
-    async def decode(self) -> AsyncIterator[GeneratedTokens]:
+    def decode(self) -> AsyncIterator[GeneratedTokens]:
         """Makes the rest of the text with zero drafts: the same admit, check and settle.
 
         The next step is queued by the engine thread itself, so that it never
         waits for the event loop.
         """
-        made: asyncio.Queue[GeneratedTokens | OutriderError] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
+        return self.pieces(self._begin_decoding)
 
-        def tell(item: GeneratedTokens | OutriderError) -> None:
-            loop.call_soon_threadsafe(made.put_nowait, item)
-
+    def _begin_decoding(self, tell: Tell) -> None:
         def next_job(arrived_ns: int) -> Job:
             draft = Draft(step_id=self.state.position, position=self.state.position, epoch=0)
             check = self.state.admit(draft)
@@ -139,12 +139,27 @@ class LiveSession:
             return self.check_job(check, settle, tell, arrived_ns)
 
         self.host.engine.submit(next_job(self.host.clock()))
+
+    async def pieces(
+        self, begin: Callable[[Tell], None], in_flight: int = 1
+    ) -> AsyncIterator[GeneratedTokens]:
+        """Yields what the engine thread tells, once `begin` has set it to work, to the text's end.
+
+        `in_flight`: so many tokens of the session wait for the target from the first piece on.
+        """
+        made: asyncio.Queue[GeneratedTokens | OutriderError] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+
+        def tell(item: GeneratedTokens | OutriderError) -> None:
+            loop.call_soon_threadsafe(made.put_nowait, item)
+
+        begin(tell)
         self.guest.in_flight = len(self.state.history)
         while True:
             item = await made.get()
             if isinstance(item, OutriderError):
                 raise item
-            self.guest.in_flight = 1
+            self.guest.in_flight = in_flight
             self.host.metrics.generation_tokens.inc(len(item.token_ids))
             yield item
             if item.finish_reason is not None:
@@ -184,7 +199,7 @@ class LiveSession:
             arrived_ns=self.host.clock(),
             then=then,
             failed=failed,
-            deadline_ns=self._deadline_ns,
+            deadline_ns=self.deadline_ns,
         )
 
     def with_prompt(self, timing: StepTiming) -> StepTiming:

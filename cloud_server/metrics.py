@@ -71,12 +71,28 @@ class Metrics:
         self.step_seconds = histogram(
             "iteration_seconds", "Duration of one forward and its sampling", _SECONDS
         )
+        self.draft_step_tokens = histogram(
+            "draft_iteration_tokens",
+            "Tokens in one forward of the draft model beside the target",
+            _TOKENS_PER_STEP,
+        )
+        self.draft_step_sessions = histogram(
+            "draft_iteration_sessions", "Sessions in one forward of it", _SESSIONS_PER_STEP
+        )
+        self.draft_step_seconds = histogram(
+            "draft_iteration_seconds", "Duration of one forward of it and its sampling", _SECONDS
+        )
         self.queue_seconds = histogram(
             "request_queue_time_seconds", "A verify request's wait before its forward", _SECONDS
         )
 
-    def describe(self, info: ServerInfo, cache_tokens: Callable[[], int]) -> None:
-        """Says what is served, and how much of its cache is in use whenever that is asked."""
+    def describe(
+        self,
+        info: ServerInfo,
+        cache_tokens: Callable[[], int],
+        draft_cache_tokens: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """Says what is served, and how much of its caches is in use whenever that is asked."""
         Info("outrider_build", "What is served, and by what", registry=self.registry).info(
             {
                 "version": info.server_version,
@@ -98,6 +114,11 @@ class Metrics:
             "Tokens whose keys and values have room reserved",
             registry=self.registry,
         ).set_function(cache_tokens)
+        Gauge(
+            "outrider_draft_kv_cache_used_tokens",
+            "The same of the draft model beside the target; 0 without one",
+            registry=self.registry,
+        ).set_function(draft_cache_tokens)
 
     def observe_opening(self, verification: VerificationParams) -> None:
         """Counts one session under its rule."""
@@ -108,6 +129,12 @@ class Metrics:
         self.step_tokens.observe(report.tokens)
         self.step_sessions.observe(report.sessions)
         self.step_seconds.observe(report.computed_ns / 1e9)
+
+    def observe_draft_step(self, report: StepReport) -> None:
+        """Counts one forward of the draft model beside the target."""
+        self.draft_step_tokens.observe(report.tokens)
+        self.draft_step_sessions.observe(report.sessions)
+        self.draft_step_seconds.observe(report.computed_ns / 1e9)
 
     def observe_run_ahead(self, tokens: int) -> None:
         """Counts tokens that the target wrote alone."""
@@ -126,9 +153,13 @@ class Metrics:
         tokens = verdict.accepted + (verdict.next_token_id is not None)
         self.generation_tokens.inc(max(0, tokens - known))
         self.queue_seconds.observe(verdict.timing.queued_ns / 1e9)
-        if draft.token_ids:
+        self.observe_draft(len(draft.token_ids), verdict.accepted)
+
+    def observe_draft(self, drafted: int, accepted: int) -> None:
+        """Counts the guesses of one verified round, whoever made them; a round may have none."""
+        if drafted:
             self.drafts.inc()
-            self.draft_tokens.inc(len(draft.token_ids))
-            self.accepted_tokens.inc(verdict.accepted)
-            for position in range(verdict.accepted):
+            self.draft_tokens.inc(drafted)
+            self.accepted_tokens.inc(accepted)
+            for position in range(accepted):
                 self.accepted_per_pos.labels(str(position)).inc()

@@ -1,7 +1,9 @@
-"""The target model: loaded as configured, with the cache of many sessions."""
+"""The models: loaded as configured, each with the cache of many sessions."""
 
 from __future__ import annotations
 
+from common.config import Config
+from common.errors import HandshakeError
 from common.lm.execution import CompileMode
 from common.lm.loading import load
 from common.lm.precision import apply_policy
@@ -39,3 +41,47 @@ class CloudModel(LanguageModel):
         )
         set_threads(threads, loaded)
         super().__init__(loaded, cache_tokens, compile_mode)
+
+
+def load_target(path: str, config: Config) -> CloudModel:
+    """Loads the target as configured, compiled where the mode is on."""
+    cloud = config.cloud
+    target = CloudModel(
+        path,
+        dtype=cloud.dtype,
+        device=cloud.device,
+        threads=cloud.threads,
+        cache_tokens=cloud.cache_tokens,
+        trust_remote_code=cloud.trust_remote_code,
+        allow_pickle=cloud.allow_pickle,
+        compile_mode=config.engine.compile,
+    )
+    if config.engine.compile == "on":
+        target.compile()
+    return target
+
+
+def load_draft(path: str, target: CloudModel, config: Config) -> LanguageModel:
+    """Loads a draft model beside the target: same precision, device and engine, a cache as large.
+
+    Raises ModelError as the target does, and HandshakeError where their tokenizers differ.
+    """
+    cloud = config.cloud
+    loaded = load(
+        path,
+        dtype=cloud.dtype,
+        device=str(target.loaded.device),
+        trust_remote_code=cloud.trust_remote_code,
+        allow_pickle=cloud.allow_pickle,
+    )
+    ours, theirs = target.loaded, loaded
+    if theirs.tokenizer_fingerprint != ours.tokenizer_fingerprint:
+        raise HandshakeError(
+            f"tokenizer: --draft-model {theirs.tokenizer_fingerprint[:12]} ({theirs.vocab_size} "
+            f"entries), --model {ours.tokenizer_fingerprint[:12]} ({ours.vocab_size} entries); "
+            "use a draft model trained with the target's tokenizer"
+        )
+    draft = LanguageModel(loaded, cloud.cache_tokens, config.engine.compile)
+    if config.engine.compile == "on":
+        draft.compile()
+    return draft

@@ -12,6 +12,7 @@ from typing import Any
 import grpc.aio
 
 from cloud_server.arrivals import arrivals
+from cloud_server.assisted import assisting
 from cloud_server.authentication import client_of
 from cloud_server.generate import StockGenerator
 from cloud_server.host import Host
@@ -25,7 +26,7 @@ from common.errors import (
     OutriderError,
     UnavailableError,
 )
-from common.lm.execution import ENGINE
+from common.lm.execution import DRAFT_ENGINE, ENGINE
 from common.machine.usage import read_usage
 from common.types import AheadTokens, Draft, GenerateMode, Verdict
 from outrider.v1 import verifier_pb2 as pb
@@ -221,9 +222,15 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
                 async for tokens in pieces:
                     yield wire.generated_to_proto(tokens)
             return
+        drafting = self._host.drafts() if mode is GenerateMode.ASSISTED else None
         async with self._host.open(opening, client, self._deadline(context)) as live:
-            async for tokens in live.decode():
-                yield wire.generated_to_proto(tokens)
+            if drafting is None:
+                async for tokens in live.decode():
+                    yield wire.generated_to_proto(tokens)
+                return
+            async with assisting(live, drafting, opening.draft_length) as pieces:
+                async for tokens in pieces:
+                    yield wire.generated_to_proto(tokens)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """Returns logits of a few tokens after a context, and how probable a text is there."""
@@ -251,5 +258,7 @@ class VerifierServicer(verifier_pb2_grpc.VerifierServicer):
         """Describes this server, with how it runs by now and what it has used so far."""
         info = self._host.info
         now = {ENGINE: self._host.execution.description}
+        if self._host.drafting is not None:
+            now[DRAFT_ENGINE] = self._host.drafting.model.execution.description
         now |= read_usage(info.device.partition(" ")[0]).to_texts()
         return wire.info_to_proto(replace(info, environment={**info.environment, **now}))

@@ -166,12 +166,13 @@ class SecuritySection(Section):
     insecure: bool = False  # says aloud that prompts and tokens may cross a network in clear
 
 
+ArmName = Literal["edge", "cloud", "cloud_optimized", "speculative", "cloud_assisted"]
+
+
 class ExperimentSection(Section):
     """Names what `bench` compares, so that one file is a whole experiment; flags win over it."""
 
-    arms: tuple[Literal["edge", "cloud", "cloud_optimized", "speculative"], ...] | None = Field(
-        default=None, strict=False
-    )  # None: all of them
+    arms: tuple[ArmName, ...] | None = Field(default=None, strict=False)  # None: all but the last
     prompts: FileName | None = None
     limit: Count | None = None
     repeats: Count = 1

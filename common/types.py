@@ -32,6 +32,7 @@ class GenerateMode(enum.Enum):
 
     STOCK = "stock"  # Hugging Face generate: the `cloud` arm
     OPTIMIZED = "optimized"  # the verifier's own loop with zero drafts: `cloud_optimized`
+    ASSISTED = "assisted"  # that loop with a draft model beside the target: `cloud_assisted`
 
 
 class VerificationMode(enum.Enum):
@@ -217,8 +218,10 @@ class OpenSession:
 
     `generated_token_ids` are tokens already produced (a resumed session): they
     count towards `stop.max_new_tokens` and stand after the prompt. `run_ahead` is how
-    many tokens the target may write alone while no request waits; 0: none. `conversation`
-    names the conversation that this is a turn of, for the client's own later turns; empty: none.
+    many tokens the target may write alone while no request waits; 0: none. `draft_length` is
+    how many guesses a draft model on the server makes a round; None: as many as the server likes.
+    `conversation` names the conversation that this is a turn of, for the client's own later turns;
+    empty: none.
     """
 
     peer: Peer
@@ -228,6 +231,7 @@ class OpenSession:
     generated_token_ids: tuple[int, ...] = ()
     verification: VerificationParams = EXACT
     run_ahead: int = 0
+    draft_length: int | None = None
     conversation: bytes = b""
 
 
@@ -242,12 +246,30 @@ class AheadTokens:
 
 
 @dataclass(frozen=True, slots=True)
+class AssistedRound:
+    """Tells of one round of a draft model on the server: its counts as in a round of ours.
+
+    `draft_ns` are the draft model's forwards it took part in, whole, `draft_busy_ns` its own
+    share of them by tokens; neither is part of what a StepTiming counts but in its total.
+    """
+
+    num_draft_tokens: int
+    num_accepted_tokens: int
+    draft_ns: int
+    draft_busy_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratedTokens:
-    """Carries tokens of a cloud arm as they are made; the last one names the reason."""
+    """Carries tokens of a cloud arm as they are made; the last one names the reason.
+
+    `round` says how they were guessed, None where nothing was.
+    """
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason | None
     timing: StepTiming
+    round: AssistedRound | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +286,10 @@ class Opinion:
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """Describes a server: what it hosts, in which precision, and its limits."""
+    """Describes a server: what it hosts, in which precision, and its limits.
+
+    The draft model is the one beside the target; its texts are empty where there is none.
+    """
 
     protocol_version: str
     server_version: str
@@ -286,3 +311,5 @@ class ServerInfo:
     idle_session_seconds: float
     precision: dict[str, str]
     environment: dict[str, str]
+    draft_model_name: str = ""
+    draft_model_fingerprint: str = ""

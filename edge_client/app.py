@@ -152,7 +152,15 @@ def _drafting(config: Config, server: ServerInfo | None) -> Drafting:
         ),
         verification,
         config.network.run_ahead,
+        _cloud_length(drafting.length, server),
     )
+
+
+def _cloud_length(asked: int | str, server: ServerInfo | None) -> int | None:
+    """Returns the draft length asked of the server's draft model; None leaves it to the server."""
+    if server is None or not isinstance(asked, int):
+        return None
+    return min(asked, server.max_draft_tokens)
 
 
 def verification_params(config: Config) -> VerificationParams:

@@ -25,9 +25,18 @@ from edge_client.link import Clock, Cloud
 from edge_client.loop import DraftSource, check_agreement, speculate
 from edge_client.policy import PLAIN, DraftPolicy
 from edge_client.session import ClientSession
-from edge_client.steps import Step
+from edge_client.steps import Step, streamed_step
 
-__all__ = ["ARM_NAMES", "Arm", "Drafting", "GenerationRequest", "LocalModel", "Step", "build_arms"]
+__all__ = [
+    "ARM_NAMES",
+    "DEFAULT_ARMS",
+    "Arm",
+    "Drafting",
+    "GenerationRequest",
+    "LocalModel",
+    "Step",
+    "build_arms",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +75,14 @@ class Drafting:
     """States how many guesses are made a round, how, and by which rule they are judged.
 
     The pace is one for all texts: what it learns of link and models holds for the next.
+    `cloud_length` is how many a draft model on the server makes; None: as many as it likes.
     """
 
     pace: Pace
     policy: DraftPolicy = PLAIN
     verification: VerificationParams = EXACT
     run_ahead: int = 0  # tokens the target may write alone while it waits for drafts
+    cloud_length: int | None = None
 
 
 class LocalModel(DraftSource, Protocol):
@@ -140,18 +151,23 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class CloudAlone:
-    """Is the target alone: `cloud` (stock Hugging Face) or `cloud_optimized` (our engine)."""
+    """Is the cloud alone: `cloud` (stock Hugging Face), `cloud_optimized` (our engine), or
+    `cloud_assisted` (our engine, and a draft model beside the target).
+
+    `draft_length` is how many guesses that one makes a round; None: as the server likes.
+    """
 
     name: str
     mode: GenerateMode
     cloud: Cloud
     peer: Peer
     rule: _Rule
+    draft_length: int | None = None
 
     def run(self, request: GenerationRequest) -> Iterator[Step]:
         """Yields the tokens as the server streams them."""
         stopper = self.rule.stopper(request)
-        opening = _opening(self.peer, request)
+        opening = replace(_opening(self.peer, request), draft_length=self.draft_length)
         for piece in self.cloud.generate(self.mode, opening):
             tokens = piece.tokens
             kept = stopper.push(tokens.token_ids)
@@ -160,19 +176,7 @@ class CloudAlone:
             check_agreement(kept, tokens.token_ids, reason)
             if not kept.token_ids:
                 continue
-            yield Step(
-                token_ids=kept.token_ids,
-                text=kept.text,
-                finish_reason=kept.finish_reason,
-                elapsed_ns=piece.elapsed_ns,
-                timing=tokens.timing,
-                bytes_up=piece.bytes_up,
-                bytes_down=piece.bytes_down,
-                reconnects=piece.reconnects,
-                lost_ns=piece.lost_ns,
-                received_ns=piece.received_ns,
-                serialization_ns=piece.serialization_ns,
-            )
+            yield streamed_step(piece, kept)
         if stopper.finish_reason is None:
             raise InternalError("the server ended the generation and named no finish reason")
 
@@ -225,7 +229,8 @@ def _opening(peer: Peer, request: GenerationRequest) -> OpenSession:
     )
 
 
-ARM_NAMES = ("edge", "cloud", "cloud_optimized", "speculative")
+DEFAULT_ARMS = ("edge", "cloud", "cloud_optimized", "speculative")
+ARM_NAMES = (*DEFAULT_ARMS, "cloud_assisted")  # not by default: not every server has a draft model
 
 
 def build_arms(
@@ -255,6 +260,12 @@ def build_arms(
         "speculative": lambda: Speculative(
             _drafter(drafter), *_reach(cloud, peer, tokenizer, server), drafting, clock
         ),
+        "cloud_assisted": lambda: CloudAlone(
+            "cloud_assisted",
+            GenerateMode.ASSISTED,
+            *_reach(cloud, peer, tokenizer, _drafting_server(server)),
+            drafting.cloud_length,
+        ),
     }
     for name in names:
         if name not in builders:
@@ -277,6 +288,15 @@ def _drafter(drafter: LocalModel | None) -> LocalModel:
     if drafter is None:
         raise ConfigError("the arms edge and speculative need a draft model; name one with --draft")
     return drafter
+
+
+def _drafting_server(server: ServerInfo | None) -> ServerInfo | None:
+    if server is not None and not server.draft_model_name:
+        raise ConfigError(
+            f"the arm cloud_assisted needs a server with a draft model, and the one that serves "
+            f"{server.model_name} has none; start it with --draft-model"
+        )
+    return server
 
 
 def _reach(

@@ -22,9 +22,9 @@ from common.machine.limits import is_out_of_memory
 from common.machine.usage import BOOT, Usage, boot, read_usage
 from common.types import Opinion
 from edge_client.app import Assembly, assemble, connect, sampling_params, stop_params
-from edge_client.arms import ARM_NAMES
+from edge_client.arms import DEFAULT_ARMS
 from edge_client.credentials import refuse_clear_token
-from edge_client.engines import compile_draft, target_engine
+from edge_client.engines import compile_draft, server_engines
 from edge_client.experiments.again import Again
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.figures import SPLIT
@@ -70,7 +70,7 @@ class BenchOptions:
 def bench(options: BenchOptions, config: Config) -> int:
     """Runs the command: the table on stdout, records, summary and report in the directory."""
     asked = config.experiment
-    arms = options.arms or asked.arms or ARM_NAMES
+    arms = options.arms or asked.arms or DEFAULT_ARMS
     draft, prompts = options.draft or asked.draft, options.prompts or asked.prompts
     if draft is None:
         raise UsageError("bench: no draft model; name one with --draft, or in experiment.draft")
@@ -107,7 +107,7 @@ def bench(options: BenchOptions, config: Config) -> int:
         _watching(parts, config, servers) as watched,
         observing(config.edge.metrics_listen) as observe,
     ):
-        draft_engine = compile_draft(parts)
+        draft_engine, engines = compile_draft(parts), server_engines(parts)
         draft_dtype = dtype_name(parts.model.dtype)
         target_dtype = None if parts.server is None else parts.server.dtype
         warn_of_dtypes(draft_dtype, target_dtype)
@@ -119,7 +119,8 @@ def bench(options: BenchOptions, config: Config) -> int:
             draft_dtype=draft_dtype,
             target_dtype=target_dtype,
             draft_engine=draft_engine,
-            target_engine=target_engine(parts),
+            target_engine=engines.target,
+            server_draft_engine=engines.draft,
             environment=describe_bench(config, parts.model, parts.server, options.link),
             echo=None if parts.cloud is None else parts.cloud.echo,
             machine=lambda: read_machine(lambda: _server_cpu_s(watched)),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 
-from common.lm.execution import COMPILING, ENGINE
+from common.lm.execution import COMPILING, DRAFT_ENGINE, ENGINE
 from edge_client.app import Assembly
+from edge_client.link import Cloud
 from edge_client.terminal import note
 
 POLL_S = 0.25
@@ -22,14 +24,27 @@ def compile_draft(parts: Assembly) -> str:
     return execution.path
 
 
-def target_engine(parts: Assembly) -> str | None:
-    """Returns how the server's model runs, when its graphs are there; None without a server."""
+@dataclass(frozen=True, slots=True)
+class ServerEngines:
+    """Says how a server's models run; None where it has no such model or does not tell."""
+
+    target: str | None = None
+    draft: str | None = None
+
+
+def server_engines(parts: Assembly) -> ServerEngines:
+    """Returns how the server's models run, once their graphs are there; None without a server."""
     if parts.cloud is None:
-        return None
-    engine = parts.cloud.info().environment.get(ENGINE)
-    if engine == COMPILING:
+        return ServerEngines()
+    engines = _told(parts.cloud)
+    if COMPILING in (engines.target, engines.draft):
         note("outrider-edge: waiting for the server to compile its graphs")
-    while engine == COMPILING:
+    while COMPILING in (engines.target, engines.draft):
         threading.Event().wait(POLL_S)
-        engine = parts.cloud.info().environment.get(ENGINE)
-    return engine
+        engines = _told(parts.cloud)
+    return engines
+
+
+def _told(cloud: Cloud) -> ServerEngines:
+    environment = cloud.info().environment
+    return ServerEngines(environment.get(ENGINE), environment.get(DRAFT_ENGINE))

@@ -13,7 +13,7 @@ from common.config import Config
 from common.errors import OutriderError
 from edge_client.app import Assembly, assemble, sampling_params, stop_params
 from edge_client.arms import GenerationRequest, Step
-from edge_client.rule import rule_of
+from edge_client.rule import EXACT, Rule, rule_of
 from edge_client.stats import Conditions, one_line, summarise
 from edge_client.terminal import note, warn_of_dtypes, warn_of_losses
 
@@ -115,11 +115,20 @@ def _encode(options: GenerateOptions, parts: Assembly) -> tuple[int, ...]:
 
 
 def _conditions(arm: str, config: Config, parts: Assembly) -> Conditions:
-    drafts, asks = arm in ("edge", "speculative"), arm != "edge"
+    drafts = arm in ("edge", "speculative")
+    target_dtype = parts.server.dtype if arm != "edge" and parts.server is not None else None
+    # The server's draft model has the precision of its target.
+    beside = target_dtype if arm == "cloud_assisted" else None
     return Conditions(
         arm=arm,
         sampling=sampling_params(config.decoding),
-        draft_dtype=parts.model.peer.dtype if drafts else None,
-        target_dtype=parts.server.dtype if asks and parts.server is not None else None,
-        verification=rule_of(config) if arm == "speculative" else None,
+        draft_dtype=parts.model.peer.dtype if drafts else beside,
+        target_dtype=target_dtype,
+        verification=_rule(arm, config),
     )
+
+
+def _rule(arm: str, config: Config) -> Rule | None:
+    if arm == "cloud_assisted":
+        return EXACT  # the server knows no other for its own drafts
+    return rule_of(config) if arm == "speculative" else None

@@ -18,10 +18,10 @@ from common.errors import UsageError
 from common.lm.precision import dtype_name
 from edge_client.app import Assembly, assemble, sampling_params, stop_params
 from edge_client.bench import observing
-from edge_client.engines import target_engine
+from edge_client.engines import server_engines
 from edge_client.experiments.environment import describe_bench
 from edge_client.experiments.execution import Execution
-from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.figures import ASSISTED, SPLIT
 from edge_client.experiments.load import Load, poisson_arrivals, requests
 from edge_client.experiments.load_table import load_summary, render_load
 from edge_client.experiments.outcome import EXIT_INTERRUPTED, EXIT_SERVER
@@ -29,7 +29,7 @@ from edge_client.experiments.progress import Progress
 from edge_client.experiments.prompts import read_prompts
 from edge_client.experiments.records import Record
 from edge_client.experiments.run_directory import RECORDS, check_usable, write_whole
-from edge_client.rule import rule_of
+from edge_client.rule import EXACT, rule_of
 from edge_client.terminal import note, warn_of_losses
 
 SUMMARY = "load.json"
@@ -74,7 +74,7 @@ def load(options: LoadOptions, config: Config) -> int:
             for _ in range(options.clients)
         ]
         observe = stack.enter_context(observing(config.edge.metrics_listen))
-        settled = target_engine(made[0])
+        engines = server_engines(made[0])
         clients = [
             Execution(
                 run_id=run_id,
@@ -87,9 +87,10 @@ def load(options: LoadOptions, config: Config) -> int:
                 draft_dtype=dtype_name(parts.model.dtype),
                 target_dtype=None if parts.server is None else parts.server.dtype,
                 draft_engine=parts.model.execution.path,
-                target_engine=settled,
+                target_engine=engines.target,
+                server_draft_engine=engines.draft,
                 clock=time.monotonic_ns,
-                rules={SPLIT: rule},
+                rules={SPLIT: rule, ASSISTED: EXACT},
             )
             for parts in made
         ]

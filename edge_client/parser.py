@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from edge_client.arms import ARM_NAMES
+from edge_client.arms import ARM_NAMES, DEFAULT_ARMS
 from edge_client.commands import (
     bench_command,
     check_command,
@@ -79,7 +79,7 @@ def _add_bench(commands: Commands) -> None:
         "--arms",
         type=arms,
         metavar="A,B,...",
-        help=f"default: {','.join(ARM_NAMES)} (experiment.arms)",
+        help=f"of {','.join(ARM_NAMES)}; default: {','.join(DEFAULT_ARMS)} (experiment.arms)",
     )
     bench.add_argument(
         "--limit", type=positive, metavar="N", help="default: all prompts (experiment.limit)"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from common.stopping import Kept
 from common.types import FinishReason, StepTiming
-from edge_client.link import Ahead, Answer
+from edge_client.link import Ahead, Answer, Piece
 from edge_client.session import Round
 
 Spans = tuple[tuple[int, int], ...]
@@ -22,7 +22,8 @@ class Step:
     round, the target never saw it. Those still in flight when the text ends come just before the
     last step, with nothing of an answer, for which nobody waits. What does not apply to an arm is
     None: `elapsed_ns`, `received_ns`, `serialization_ns`, `reconnects`, `lost_ns` (see link.py),
-    `timing` and the bytes for `edge`; the drafts and `asked` for all arms but `speculative`. A
+    `timing` and the bytes for `edge`; the drafts and `asked` for all arms but `speculative`; but
+    what a draft model on the server drafted for a piece is told, and was not asked about. A
     block that the gate let pass was not `asked` about: it is no round, and nobody accepted it.
     `text` is what these tokens made certain, not their own: a half character, or what may begin a
     stop string, waits. `drafting` is when the draft was made: all since the draft before it was
@@ -119,6 +120,33 @@ def answered_step(answer: Answer, settled: Round, kept: Kept, flight: Flight) ->
         overtaken=settled.overtaken,
         num_wasted_tokens=settled.num_wasted_tokens,
         serialization_ns=answer.serialization_ns,
+    )
+
+
+def streamed_step(piece: Piece, kept: Kept) -> Step:
+    """Tells of a piece of a cloud arm's output, and of what the server drafted for it, if it did.
+
+    What it guessed and the target did not confirm is thrown away: nothing else stands on it.
+    """
+    made = piece.tokens.round
+    wasted = None if made is None else made.num_draft_tokens - made.num_accepted_tokens
+    return Step(
+        token_ids=kept.token_ids,
+        text=kept.text,
+        finish_reason=kept.finish_reason,
+        elapsed_ns=piece.elapsed_ns,
+        draft_ns=None if made is None else made.draft_ns,
+        num_draft_tokens=None if made is None else made.num_draft_tokens,
+        num_accepted_tokens=None if made is None else made.num_accepted_tokens,
+        timing=piece.tokens.timing,
+        bytes_up=piece.bytes_up,
+        bytes_down=piece.bytes_down,
+        reconnects=piece.reconnects,
+        lost_ns=piece.lost_ns,
+        received_ns=piece.received_ns,
+        num_guessed_tokens=None if made is None else made.num_draft_tokens,
+        num_wasted_tokens=wasted,
+        serialization_ns=piece.serialization_ns,
     )
 
 

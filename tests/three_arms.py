@@ -1,4 +1,4 @@
-"""The three arms that use the target, in one process: all is real but the wire."""
+"""The arms that use the target, in one process: all is real but the wire."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 
 from cloud_server.admission import Admission
+from cloud_server.assisted import assisting
 from cloud_server.description import describe
+from cloud_server.drafting import Drafting
 from cloud_server.engine import Engine
 from cloud_server.generate import StockGenerator, StockRequest
 from cloud_server.host import Host
@@ -36,17 +38,29 @@ class Run:
 
 
 @contextmanager
-def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
+def hosting(
+    target: LanguageModel, limits: CloudSection, draft: LanguageModel | None = None
+) -> Iterator[Host]:
     metrics = Metrics()
+    drafting = None
+    if draft is not None:
+        drafting = Drafting(
+            draft,
+            token_budget=limits.token_budget,
+            prefill_chunk=limits.prefill_chunk,
+            clock=time.monotonic_ns,
+            on_forward=metrics.observe_draft_step,
+        )
     engine = Engine(
         target,
         token_budget=limits.token_budget,
         prefill_chunk=limits.prefill_chunk,
         clock=time.monotonic_ns,
         on_step=metrics.observe_step,
+        drafting=drafting,
     )
     engine.start()
-    info = describe(target, limits, precision.apply_policy())
+    info = describe(target, limits, precision.apply_policy(), draft)
     try:
         yield Host(
             engine=engine,
@@ -57,6 +71,7 @@ def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
             metrics=metrics,
             clock=time.monotonic_ns,
             admission=Admission(limits),
+            drafting=drafting,
         )
     finally:
         engine.stop()
@@ -65,6 +80,15 @@ def hosting(target: LanguageModel, limits: CloudSection) -> Iterator[Host]:
 async def cloud_optimized(host: Host, run: Run) -> list[int]:
     async with host.open(run.opening, "here") as live:
         return [token async for piece in live.decode() for token in piece.token_ids]
+
+
+async def cloud_assisted(host: Host, run: Run) -> list[GeneratedTokens]:
+    """Returns the pieces: how they were made is of interest beside what they hold."""
+    async with (
+        host.open(run.opening, "here") as live,
+        assisting(live, host.drafts(), run.draft_length) as pieces,
+    ):
+        return [piece async for piece in pieces]
 
 
 async def run_ahead(host: Host, run: Run, drafter: Drafter) -> list[int]:

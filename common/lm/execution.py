@@ -28,8 +28,8 @@ from common.lm.wording import brief, quiet
 CompileMode = Literal["auto", "off", "on"]
 Path = Literal["eager", "kernels", "compiled"]
 
-ENGINE, COMPILING = "engine", "compiling"
-"""Where a server says how it runs, and what it says until its graphs are there."""
+ENGINE, DRAFT_ENGINE, COMPILING = "engine", "draft_engine", "compiling"
+"""Where a server says how its models run, and what it says of one until its graphs are there."""
 TOLERANCE = 1e-4
 """By how much logits of a graph may differ from the module's: of their scale, where that exceeds
 1."""

@@ -17,7 +17,7 @@ from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel, twin
 from common.lm.segments import Segment
 
-__all__ = ["LanguageModel", "Segment"]
+__all__ = ["LanguageModel", "Segment", "compile_meanwhile"]
 
 
 class LanguageModel:
@@ -56,13 +56,6 @@ class LanguageModel:
         when the mode is on and there is none.
         """
         self.execution.compile(self.cache)
-
-    def compile_meanwhile(self) -> None:
-        """Does so, if there is anything to do, on a thread that does not outlive the process."""
-        if self.execution.path != "kernels":
-            return
-        self.execution.is_compiling = True
-        threading.Thread(target=self.compile, name=COMPILING, daemon=True).start()
 
     def forward(self, segments: Sequence[Segment]) -> Tensor:
         """Runs one step and returns logits `[sum(num_logits), vocab_size]` in segment order.
@@ -129,3 +122,20 @@ class LanguageModel:
                 )
             if not all(0 <= token < self.loaded.vocab_size for token in segment.token_ids):
                 raise InternalError(f"a token outside the vocabulary of {self.loaded.vocab_size}")
+
+
+def compile_meanwhile(*models: LanguageModel) -> None:
+    """Compiles the graphs of models in turn, on a thread that does not outlive the process.
+
+    Those that have nothing to compile are passed over.
+    """
+    waiting = [model for model in models if model.execution.path == "kernels"]
+
+    def run() -> None:
+        for model in waiting:
+            model.compile()
+
+    for model in waiting:
+        model.execution.is_compiling = True
+    if waiting:
+        threading.Thread(target=run, name=COMPILING, daemon=True).start()

@@ -34,6 +34,8 @@ def info_to_proto(info: ServerInfo) -> pb.ServerInfo:
         ),
         precision=info.precision,
         environment=info.environment,
+        draft_model_name=info.draft_model_name,
+        draft_model_fingerprint=info.draft_model_fingerprint,
     )
 
 
@@ -60,6 +62,8 @@ def info_from_proto(message: pb.ServerInfo) -> ServerInfo:
         idle_session_seconds=message.limits.idle_session_seconds,
         precision=_printable(message.precision),
         environment=_printable(message.environment),
+        draft_model_name=printable(message.draft_model_name),
+        draft_model_fingerprint=printable(message.draft_model_fingerprint),
     )
 
 

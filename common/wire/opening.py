@@ -44,12 +44,15 @@ def open_to_proto(opening: OpenSession) -> pb.OpenSession:
         ),
         verification=rule_to_proto(opening.verification),
         run_ahead=opening.run_ahead,
+        draft_length=opening.draft_length,
         conversation=opening.conversation,
     )
 
 
-def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
-    """Converts and validates an OpenSession."""
+def open_from_proto(
+    message: pb.OpenSession, limits: WireLimits, *, assisted: bool = False
+) -> OpenSession:
+    """Converts and validates an OpenSession; `assisted`: the server is to draft for it."""
     if not message.prompt_token_ids:
         raise InvalidRequestError("prompt_token_ids is empty; send at least one token")
     verification = rule_from_proto(message.verification)
@@ -57,6 +60,17 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         raise InvalidRequestError(
             f"run_ahead is {message.run_ahead}, and the rule of verification is not coupled "
             "without a gate; leave one of them out"
+        )
+    drafts = message.HasField("draft_length")
+    if drafts and not assisted:
+        raise InvalidRequestError(
+            f"draft_length is {message.draft_length}, and here the server drafts nothing; leave it "
+            "out, or ask Generate for GENERATE_MODE_ASSISTED"
+        )
+    if message.draft_length > limits.max_draft_tokens:
+        raise InvalidRequestError(
+            f"draft_length is {message.draft_length}; this server drafts at most "
+            f"{limits.max_draft_tokens} tokens a round (cloud.max_draft_tokens)"
         )
     if len(message.conversation) > MAX_CONVERSATION_BYTES:
         raise InvalidRequestError(
@@ -79,6 +93,7 @@ def open_from_proto(message: pb.OpenSession, limits: WireLimits) -> OpenSession:
         stop=_stop_from_proto(message.stop, limits),
         verification=verification,
         run_ahead=message.run_ahead,
+        draft_length=message.draft_length if drafts else None,
         conversation=message.conversation,
     )
 

@@ -153,6 +153,12 @@ def _server(server: ServerInfo) -> dict[str, Any]:
             if not name.startswith(PREFIX)  # of the moment, and no part of what it runs on
         },
         "context_length": server.context_length,
+        "draft_model": {
+            "name": server.draft_model_name,
+            "fingerprint": server.draft_model_fingerprint,
+        }
+        if server.draft_model_name
+        else None,
         "limits": {
             "max_sessions": server.max_sessions,
             "max_draft_tokens": server.max_draft_tokens,

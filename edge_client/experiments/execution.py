@@ -12,6 +12,7 @@ from common.types import SamplingParams, StopParams
 from edge_client.arms import Arm, GenerationRequest
 from edge_client.experiments.again import kind_of
 from edge_client.experiments.columns import StepColumns, columns
+from edge_client.experiments.figures import ASSISTED
 from edge_client.experiments.ordering import balanced_orders
 from edge_client.experiments.prompts import Prompt, PromptEncoder
 from edge_client.experiments.quality import Quality, QualityMetrics
@@ -39,6 +40,7 @@ class Execution:
 
     `rules` has the rule of each arm that verifies; `metrics` None leaves texts
     uncompared with their references; `usage` reads what both processes have used;
+    `server_draft_engine` is how the draft model beside the target runs, in the target's precision;
     `ended` says of arms that ended an earlier process why, and they are not run;
     `clock` returns nanoseconds of one monotonic clock.
     """
@@ -55,6 +57,7 @@ class Execution:
     clock: Callable[[], int]
     draft_engine: str | None = None
     target_engine: str | None = None
+    server_draft_engine: str | None = None
     rules: Mapping[str, Rule] = field(default_factory=dict)
     metrics: QualityMetrics | None = None
     usage: ReadUsage | None = None
@@ -196,6 +199,7 @@ class Execution:
         return GenerationRequest(token_ids, self.sampling, self.stop)
 
     def _unit(self, prompt: Prompt, arm: str, turn: int, repeat: int, order: int) -> Unit:
+        kind = kind_of(arm)
         return Unit(
             run_id=self.run_id,
             prompt_id=prompt.prompt_id,
@@ -206,17 +210,24 @@ class Execution:
             order=order,
             seed=self.sampling.seed,
             temperature=self.sampling.temperature,
-            draft_dtype=None if kind_of(arm) in _WITHOUT_DRAFT else self.draft_dtype,
-            target_dtype=None if kind_of(arm) in _WITHOUT_TARGET else self.target_dtype,
-            draft_engine=None if kind_of(arm) in _WITHOUT_DRAFT else self.draft_engine,
-            target_engine=self._target_engine(kind_of(arm)),
-            verification=self.rules.get(kind_of(arm)),
+            draft_dtype=_of_draft(kind, self.draft_dtype, self.target_dtype),
+            target_dtype=None if kind in _WITHOUT_TARGET else self.target_dtype,
+            draft_engine=_of_draft(kind, self.draft_engine, self.server_draft_engine),
+            target_engine=self._target_engine(kind),
+            verification=self.rules.get(kind),
         )
 
     def _target_engine(self, kind: str) -> str | None:
         if kind in _WITHOUT_TARGET:
             return None
         return STOCK if kind == "cloud" else self.target_engine
+
+
+def _of_draft(kind: str, edge: str | None, server: str | None) -> str | None:
+    """Returns what holds of the draft model that an arm uses, which is one end's or the other's."""
+    if kind in _WITHOUT_DRAFT:
+        return None
+    return server if kind == ASSISTED else edge
 
 
 def place_of(record: Record) -> Place:

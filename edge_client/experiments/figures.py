@@ -12,6 +12,7 @@ from edge_client.rule import Promise
 Summary = Mapping[str, Any]
 
 SPLIT = "speculative"
+ASSISTED = "cloud_assisted"
 BASELINES = tuple(reversed(REFERENCES))  # what splitting is judged against, best first
 FEWEST_PROMPTS = 6  # fewer cannot be significant at 5 %: 2 * 0.5**n, the sign test, is above it
 
@@ -118,7 +119,8 @@ def identity_line(summary: Summary) -> str | None:
 
 def identity(summary: Summary) -> dict[str, tuple[int, int]]:
     """Returns equal and compared prompts of the arms that promise the reference's own text."""
-    promising = [a for a in (*REFERENCES, SPLIT) if promise_of(summary, a) is Promise.TOKENS]
+    everyone = (*REFERENCES, SPLIT, ASSISTED)
+    promising = [arm for arm in everyone if promise_of(summary, arm) is Promise.TOKENS]
     return {arm: pair for arm in promising if (pair := identical_to(summary, arm)) is not None}
 
 

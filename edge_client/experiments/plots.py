@@ -30,6 +30,7 @@ _COLOURS = {
     "cloud": "cloud",
     "cloud_optimized": "cloud-optimized",
     "speculative": "speculative",
+    "cloud_assisted": "cloud-assisted",
 }
 _PARTS = {"draft": "speculative", "network": "network", "queue": "queue"}
 _PARTS |= {"target_compute": "cloud-optimized", "other": "other"}

@@ -31,6 +31,11 @@ def busy(record: Record) -> float | None:
     return None if record.target_busy_s is None else record.target_busy_s * _MS_PER_S
 
 
+def asked_rounds(record: Record) -> float | None:
+    """Returns the rounds that were asked for over the link; None where the server drafted."""
+    return None if record.unasked_blocks is None else record.rounds
+
+
 def milliseconds(field: str) -> Callable[[Record], float | None]:
     """Returns a reading of a field in seconds, as milliseconds."""
 
@@ -81,9 +86,9 @@ def gap_seconds(record: Record) -> list[float]:
 
 
 def round_trips(record: Record) -> list[float]:
-    """Returns the client's elapsed time of each round."""
-    rounds = _rows(record, "elapsed_ns", "num_accepted_tokens")
-    return [elapsed / _NS_PER_MS for elapsed, _ in rounds]
+    """Returns the client's elapsed time of each round that was asked for over the link."""
+    rounds = _rows(record, "elapsed_ns", "num_accepted_tokens", "asked")
+    return [elapsed / _NS_PER_MS for elapsed, _, _ in rounds]
 
 
 def network(record: Record) -> list[float]:
@@ -118,11 +123,11 @@ def overlap(record: Record) -> float | None:
 
     Drafting and flights, summed, less the time in which there was any of them.
     """
-    if record.rounds is None or record.steps is None:
+    if record.rounds is None or record.steps is None or record.steps.drafting_ns is None:
         return None
     flights = _rows(record, "received_ns", "elapsed_ns")
     spans = [(received - elapsed, received) for received, elapsed in flights]
-    spans += [span for drafted in record.steps.drafting_ns or () for span in drafted or ()]
+    spans += [span for drafted in record.steps.drafting_ns for span in drafted or ()]
     return (sum(end - begin for begin, end in spans) - _covered(spans)) / _NS_PER_MS
 
 

@@ -213,7 +213,9 @@ def record_from_steps(
         mean_accepted_length=(
             sum(len(step.token_ids) for step in rounds) / len(rounds) if rounds else None
         ),
-        rtt_ms=percentiles(s.elapsed_ns / _NS_PER_MS for s in rounds if s.elapsed_ns is not None),
+        rtt_ms=percentiles(
+            s.elapsed_ns / _NS_PER_MS for s in rounds if s.asked and s.elapsed_ns is not None
+        ),
         network_ms=percentiles(
             (s.elapsed_ns - s.timing.total_ns) / _NS_PER_MS
             for s in steps

@@ -23,7 +23,7 @@ from edge_client.arms import Arm
 from edge_client.experiments.comparison import LogitGap
 from edge_client.experiments.execution import Execution, Place, whole
 from edge_client.experiments.exports import arms_csv, as_markdown, generations_csv
-from edge_client.experiments.figures import SPLIT
+from edge_client.experiments.figures import ASSISTED, SPLIT
 from edge_client.experiments.idle import COUNT_BETWEEN, Echo, IdleLink, quarters
 from edge_client.experiments.machine_watch import MachineWatch, Reading, read_machine
 from edge_client.experiments.manifest import Manifest, read_manifest
@@ -95,6 +95,7 @@ def run_bench(
     environment: Mapping[str, Any],
     draft_engine: str | None = None,
     target_engine: str | None = None,
+    server_draft_engine: str | None = None,
     echo: Echo | None = None,
     logit_gap: LogitGap | None = None,
     text_nats: TextNats | None = None,
@@ -154,8 +155,9 @@ def run_bench(
         target_dtype=target_dtype,
         draft_engine=draft_engine,
         target_engine=target_engine,
+        server_draft_engine=server_draft_engine,
         clock=clock,
-        rules={SPLIT: plan.rule},
+        rules={SPLIT: plan.rule, ASSISTED: EXACT},
         metrics=metrics(),
         usage=usage,
         ended=plan.ended,

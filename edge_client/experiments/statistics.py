@@ -109,7 +109,7 @@ def _asking(records: Sequence[Record], whole: Sequence[Record], measure: Measure
         "unasked_blocks": readings.total(r.unasked_blocks for r in whole),
         "num_unverified_tokens": readings.total(r.num_unverified_tokens for r in whole),
         "num_recovered_tokens": readings.total(r.num_recovered_tokens for r in whole),
-        "cloud_call_rate": measure.ratio(lambda r: r.rounds, readings.blocks),
+        "cloud_call_rate": measure.ratio(readings.asked_rounds, readings.blocks),
         "verified_share": measure.a_token(readings.verified_tokens),
         "corrected_share": measure.a_token(lambda r: r.num_recovered_tokens),
         "draft_probabilities_bytes_per_draft_token": measure.ratio(

@@ -21,6 +21,7 @@ GENERATIONS = 200
 EDGE, CLOUD = "edge", "cloud"
 _SERVER_PARTS = (
     ("queue", "queued_ns"),
+    ("drafting", "draft_ns"),
     ("batch wait", "batched_ns"),
     ("compute", "computed_ns"),
 )
@@ -129,6 +130,8 @@ class _Generation:
         self._cloud_ns = at + total
         for row, column in _SERVER_PARTS:
             spent = self._of(step, column) or 0
+            if column == "draft_ns" and self._asked(step) is not None:
+                continue  # that draft was made on the edge
             if spent:
                 name = f"{flight.words} {step}"
                 self._span(CLOUD, row, name, (at, at + spent), sessions=self._sessions(step))

@@ -35,6 +35,7 @@ class GenerateMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     GENERATE_MODE_UNSPECIFIED: _ClassVar[GenerateMode]
     GENERATE_MODE_STOCK: _ClassVar[GenerateMode]
     GENERATE_MODE_OPTIMIZED: _ClassVar[GenerateMode]
+    GENERATE_MODE_ASSISTED: _ClassVar[GenerateMode]
 VERIFICATION_MODE_UNSPECIFIED: VerificationMode
 VERIFICATION_MODE_COUPLED: VerificationMode
 VERIFICATION_MODE_REJECTION: VerificationMode
@@ -52,6 +53,7 @@ FINISH_REASON_CONTEXT_LENGTH: FinishReason
 GENERATE_MODE_UNSPECIFIED: GenerateMode
 GENERATE_MODE_STOCK: GenerateMode
 GENERATE_MODE_OPTIMIZED: GenerateMode
+GENERATE_MODE_ASSISTED: GenerateMode
 
 class Peer(_message.Message):
     __slots__ = ("protocol_version", "tokenizer_fingerprint", "vocab_size", "dtype", "model_fingerprint")
@@ -114,7 +116,7 @@ class StopParams(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: bool = ..., stop_strings: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class OpenSession(_message.Message):
-    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop", "verification", "run_ahead", "conversation")
+    __slots__ = ("peer", "prompt_token_ids", "generated_token_ids", "sampling", "stop", "verification", "run_ahead", "draft_length", "conversation")
     PEER_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +124,7 @@ class OpenSession(_message.Message):
     STOP_FIELD_NUMBER: _ClassVar[int]
     VERIFICATION_FIELD_NUMBER: _ClassVar[int]
     RUN_AHEAD_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_LENGTH_FIELD_NUMBER: _ClassVar[int]
     CONVERSATION_FIELD_NUMBER: _ClassVar[int]
     peer: Peer
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -130,8 +133,9 @@ class OpenSession(_message.Message):
     stop: StopParams
     verification: VerificationParams
     run_ahead: int
+    draft_length: int
     conversation: bytes
-    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., verification: _Optional[_Union[VerificationParams, _Mapping]] = ..., run_ahead: _Optional[int] = ..., conversation: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, peer: _Optional[_Union[Peer, _Mapping]] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., generated_token_ids: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., stop: _Optional[_Union[StopParams, _Mapping]] = ..., verification: _Optional[_Union[VerificationParams, _Mapping]] = ..., run_ahead: _Optional[int] = ..., draft_length: _Optional[int] = ..., conversation: _Optional[bytes] = ...) -> None: ...
 
 class SessionRequest(_message.Message):
     __slots__ = ("open", "verify")
@@ -286,14 +290,28 @@ class GenerateRequest(_message.Message):
     def __init__(self, mode: _Optional[_Union[GenerateMode, str]] = ..., open: _Optional[_Union[OpenSession, _Mapping]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("token_ids", "finish_reason", "timing")
+    __slots__ = ("token_ids", "finish_reason", "timing", "round")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     finish_reason: FinishReason
     timing: StepTiming
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ...) -> None: ...
+    round: AssistedRound
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., timing: _Optional[_Union[StepTiming, _Mapping]] = ..., round: _Optional[_Union[AssistedRound, _Mapping]] = ...) -> None: ...
+
+class AssistedRound(_message.Message):
+    __slots__ = ("draft_count", "accepted_count", "draft_ns", "draft_busy_ns")
+    DRAFT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ACCEPTED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_NS_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_BUSY_NS_FIELD_NUMBER: _ClassVar[int]
+    draft_count: int
+    accepted_count: int
+    draft_ns: int
+    draft_busy_ns: int
+    def __init__(self, draft_count: _Optional[int] = ..., accepted_count: _Optional[int] = ..., draft_ns: _Optional[int] = ..., draft_busy_ns: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("context_token_ids", "token_ids", "text_token_ids")
@@ -334,7 +352,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ServerInfo(_message.Message):
-    __slots__ = ("protocol_version", "server_version", "model_name", "model_fingerprint", "tokenizer_fingerprint", "vocab_size", "dtype", "cache_dtype", "checkpoint_dtype", "device", "context_length", "eos_token_ids", "limits", "precision", "environment")
+    __slots__ = ("protocol_version", "server_version", "model_name", "model_fingerprint", "tokenizer_fingerprint", "vocab_size", "dtype", "cache_dtype", "checkpoint_dtype", "device", "context_length", "eos_token_ids", "limits", "precision", "environment", "draft_model_name", "draft_model_fingerprint")
     class PrecisionEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +382,8 @@ class ServerInfo(_message.Message):
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     ENVIRONMENT_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MODEL_NAME_FIELD_NUMBER: _ClassVar[int]
+    DRAFT_MODEL_FINGERPRINT_FIELD_NUMBER: _ClassVar[int]
     protocol_version: str
     server_version: str
     model_name: str
@@ -379,7 +399,9 @@ class ServerInfo(_message.Message):
     limits: Limits
     precision: _containers.ScalarMap[str, str]
     environment: _containers.ScalarMap[str, str]
-    def __init__(self, protocol_version: _Optional[str] = ..., server_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., cache_dtype: _Optional[str] = ..., checkpoint_dtype: _Optional[str] = ..., device: _Optional[str] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., precision: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    draft_model_name: str
+    draft_model_fingerprint: str
+    def __init__(self, protocol_version: _Optional[str] = ..., server_version: _Optional[str] = ..., model_name: _Optional[str] = ..., model_fingerprint: _Optional[str] = ..., tokenizer_fingerprint: _Optional[str] = ..., vocab_size: _Optional[int] = ..., dtype: _Optional[str] = ..., cache_dtype: _Optional[str] = ..., checkpoint_dtype: _Optional[str] = ..., device: _Optional[str] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., precision: _Optional[_Mapping[str, str]] = ..., environment: _Optional[_Mapping[str, str]] = ..., draft_model_name: _Optional[str] = ..., draft_model_fingerprint: _Optional[str] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("max_sessions", "max_draft_tokens", "token_budget", "cache_tokens", "max_message_bytes", "idle_session_seconds")

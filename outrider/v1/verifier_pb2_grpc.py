@@ -103,8 +103,11 @@ class VerifierServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Generate(self, request, context):
-        """Makes text with the target alone and streams tokens as they are made; the
-        last message, and only that, names a finish reason. Statuses as for Session.
+        """Makes text on the server, with the target alone or with a draft model beside
+        it, and streams tokens as they are made; the last message, and only that,
+        names a finish reason. Statuses as for Session.
+        FAILED_PRECONDITION, reason MODEL: GENERATE_MODE_ASSISTED, and this server has
+        no draft model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

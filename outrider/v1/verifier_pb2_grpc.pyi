@@ -88,8 +88,11 @@ class VerifierStub:
         outrider.v1.verifier_pb2.GenerateRequest,
         outrider.v1.verifier_pb2.GenerateResponse,
     ]
-    """Makes text with the target alone and streams tokens as they are made; the
-    last message, and only that, names a finish reason. Statuses as for Session.
+    """Makes text on the server, with the target alone or with a draft model beside
+    it, and streams tokens as they are made; the last message, and only that,
+    names a finish reason. Statuses as for Session.
+    FAILED_PRECONDITION, reason MODEL: GENERATE_MODE_ASSISTED, and this server has
+      no draft model.
     """
 
     Score: grpc.UnaryUnaryMultiCallable[
@@ -156,8 +159,11 @@ class VerifierAsyncStub:
         outrider.v1.verifier_pb2.GenerateRequest,
         outrider.v1.verifier_pb2.GenerateResponse,
     ]
-    """Makes text with the target alone and streams tokens as they are made; the
-    last message, and only that, names a finish reason. Statuses as for Session.
+    """Makes text on the server, with the target alone or with a draft model beside
+    it, and streams tokens as they are made; the last message, and only that,
+    names a finish reason. Statuses as for Session.
+    FAILED_PRECONDITION, reason MODEL: GENERATE_MODE_ASSISTED, and this server has
+      no draft model.
     """
 
     Score: grpc.aio.UnaryUnaryMultiCallable[
@@ -230,8 +236,11 @@ class VerifierServicer(metaclass=abc.ABCMeta):
         request: outrider.v1.verifier_pb2.GenerateRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[outrider.v1.verifier_pb2.GenerateResponse], collections.abc.AsyncIterator[outrider.v1.verifier_pb2.GenerateResponse]]:
-        """Makes text with the target alone and streams tokens as they are made; the
-        last message, and only that, names a finish reason. Statuses as for Session.
+        """Makes text on the server, with the target alone or with a draft model beside
+        it, and streams tokens as they are made; the last message, and only that,
+        names a finish reason. Statuses as for Session.
+        FAILED_PRECONDITION, reason MODEL: GENERATE_MODE_ASSISTED, and this server has
+          no draft model.
         """
 
     @abc.abstractmethod

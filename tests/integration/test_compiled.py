@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from edge_client.arms import ARM_NAMES
 from tests.integration.processes import edge, serving
 from tests.models import Pair
 
@@ -17,10 +18,10 @@ def test_compiled_ends_write_what_stock_generate_writes(tiny_pair: Pair, tmp_pat
     lines = [json.dumps({"prompt_id": str(n), "turns": [text]}) for n, text in enumerate(turns)]
     prompts.write_text("\n".join(lines) + "\n")
     out = tmp_path / "out"
-    with serving(tiny_pair.target, *COMPILED) as server:
+    with serving(tiny_pair.target, "--draft-model", str(tiny_pair.draft), *COMPILED) as server:
         edge(
             "bench", "--server", server.address, "--draft", str(tiny_pair.draft),
-            "--prompts", str(prompts), "--out", str(out), *COMPILED,
+            "--prompts", str(prompts), "--out", str(out), *COMPILED, "--arms", ",".join(ARM_NAMES),
             "--set", "decoding.max_new_tokens=24", "--set", "decoding.temperature=0.8",
             "--set", "decoding.seed=3",
         )  # fmt: skip
@@ -32,6 +33,7 @@ def test_compiled_ends_write_what_stock_generate_writes(tiny_pair: Pair, tmp_pat
         "cloud": (None, "stock"),
         "cloud_optimized": (None, "compiled"),
         "speculative": ("compiled", "compiled"),
+        "cloud_assisted": ("compiled", "compiled"),
     }
     texts = {(r["prompt_id"], tuple(r["output_token_ids"])) for r in records if r["arm"] != "edge"}
     assert len(texts) == len(turns)

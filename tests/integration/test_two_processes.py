@@ -411,7 +411,7 @@ def test_sigterm_drains_and_exits_0(tiny_pair: Pair) -> None:
         (["--model", "TARGET", "--set", "cloud.tokn_budget=4"], 2, "cloud.token_budget"),
         (["--model", "TARGET", "--set", "cloud.token_budget=4"], 2, "max_draft_tokens"),
         (["--model", "TARGET", "--device", "tpu"], 2, "tpu"),
-        (["--model", "TARGET", "--draft-model", "x"], 2, "outrider-edge with --draft"),
+        (["--model", "TARGET", "--draft-model", "no/such/draft"], 2, "no/such/draft"),
     ],
 )
 def test_a_server_that_cannot_start_says_why_in_its_last_line(

@@ -15,6 +15,7 @@ from common.errors import HandshakeError, InvalidRequestError, PrecisionError
 from common.types import (
     MAX_WEIGHT,
     AheadTokens,
+    AssistedRound,
     Draft,
     DraftDistribution,
     FinishReason,
@@ -86,7 +87,14 @@ CASES: list[tuple[Any, Callable[[Any], Any], Callable[[Any], Any]]] = [
          wire.generated_from_proto)
         for reason in (None, *FinishReason)
     ),
+    *(
+        (GeneratedTokens((1,), None, TIMING, made), wire.generated_to_proto,
+         wire.generated_from_proto)
+        for made in (AssistedRound(0, 0, 0, 0), AssistedRound(3, 2, 5, 4))
+    ),
     (INFO, wire.info_to_proto, wire.info_from_proto),
+    (replace(INFO, draft_model_name="d", draft_model_fingerprint="e"), wire.info_to_proto,
+     wire.info_from_proto),
 ]  # fmt: skip
 
 
@@ -126,10 +134,15 @@ def test_a_printable_text_is_one_line_that_no_terminal_obeys(text: str) -> None:
     assert shown == text or not text.isprintable()
 
 
-@pytest.mark.parametrize("mode", GenerateMode)
+@pytest.mark.parametrize(
+    ("mode", "length"),
+    [*((mode, None) for mode in GenerateMode), *((GenerateMode.ASSISTED, n) for n in (0, 3))],
+)
 @pytest.mark.parametrize("eos", [None, (), (5, 6)])
-def test_generate_there_and_back(mode: GenerateMode, eos: tuple[int, ...] | None) -> None:
-    opening = OpenSession(PEER, (1,), SamplingParams(), StopParams(9, eos))
+def test_generate_there_and_back(
+    mode: GenerateMode, length: int | None, eos: tuple[int, ...] | None
+) -> None:
+    opening = OpenSession(PEER, (1,), SamplingParams(), StopParams(9, eos), draft_length=length)
     message = wire.generate_to_proto(mode, opening)
     assert wire.generate_from_proto(message, LIMITS) == (mode, opening)
 
@@ -218,7 +231,22 @@ def ruled(mode: VerificationMode) -> OpenSession:
             lambda: wire.generate_from_proto(
                 wire.generate_to_proto(GenerateMode.STOCK, ruled(VerificationMode.RANK)), LIMITS
             ),
-            "a cloud arm verifies nothing",
+            "a cloud arm has no rule but its own",
+        ),
+        (lambda: wire.open_from_proto(opened(draft_length=2), LIMITS), "draft_length is 2, and"),
+        (
+            lambda: wire.generate_from_proto(
+                wire.generate_to_proto(GenerateMode.OPTIMIZED, replace(OPENING, draft_length=2)),
+                LIMITS,
+            ),
+            "the server drafts nothing",
+        ),
+        (
+            lambda: wire.generate_from_proto(
+                wire.generate_to_proto(GenerateMode.ASSISTED, replace(OPENING, draft_length=4)),
+                LIMITS,
+            ),
+            r"draft_length is 4; .* at most 3 tokens a round \(cloud.max_draft_tokens\)",
         ),
         (lambda: wire.score_from_proto(pb.ScoreRequest(), LIMITS, 9), "holds 0 and"),
         (

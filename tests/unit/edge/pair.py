@@ -83,6 +83,7 @@ def server_info(**changes: object) -> ServerInfo:
         "idle_session_seconds": 1.0,
         "precision": {},
         "environment": {},
+        "draft_model_name": "draft",
     }
     return ServerInfo(**(values | changes))  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from common.errors import ConfigError, InternalError, PromptError
-from common.types import FinishReason, GeneratedTokens, StopParams
+from common.types import AssistedRound, FinishReason, GeneratedTokens, StopParams
 from edge_client.arms import ARM_NAMES, Arm, Drafting, GenerationRequest, build_arms
 from edge_client.draft_length import FixedPace
 from edge_client.steps import Step
@@ -29,7 +29,11 @@ PROMPT = (260, 261, 262)
 
 
 def built(
-    *names: str, cloud: PairedCloud | None = None, drafter: ScriptedDrafter | None = None
+    *names: str,
+    cloud: PairedCloud | None = None,
+    drafter: ScriptedDrafter | None = None,
+    cloud_length: int | None = None,
+    **server: object,
 ) -> dict[str, Arm]:
     return build_arms(
         names,
@@ -37,8 +41,8 @@ def built(
         peer=PEER,
         drafter=drafter or ScriptedDrafter(),
         cloud=cloud,
-        server=None if cloud is None else server_info(),
-        drafting=Drafting(FixedPace(4, 8)),
+        server=None if cloud is None else server_info(**server),
+        drafting=Drafting(FixedPace(4, 8), cloud_length=cloud_length),
         clock=Clock(),
     )
 
@@ -150,6 +154,28 @@ def test_the_server_is_told_who_asks_and_for_what() -> None:
     opening = cloud.openings[0]
     assert (opening.peer, opening.prompt_token_ids) == (PEER, PROMPT)
     assert (opening.sampling, opening.stop) == (GREEDY, StopParams(8))
+
+
+def test_a_draft_model_on_the_server_is_asked_for_and_told_of() -> None:
+    expected = undisturbed(PROMPT, StopParams(8))
+    pieces = streamed(expected[:4], expected[4:], end=FinishReason.MAX_NEW_TOKENS)
+    made = AssistedRound(num_draft_tokens=5, num_accepted_tokens=3, draft_ns=6, draft_busy_ns=2)
+    cloud = PairedCloud([replace(piece, round=made) for piece in pieces])
+    for length in (3, None):
+        arms = built("cloud_assisted", "cloud_optimized", cloud=cloud, cloud_length=length)
+        first, second = arms["cloud_assisted"].run(asked())
+        assert cloud.openings[-1].draft_length == length
+        list(arms["cloud_optimized"].run(asked()))
+        assert cloud.openings[-1].draft_length is None
+    assert first.token_ids + second.token_ids == expected
+    assert (first.draft_ns, first.num_draft_tokens, first.num_accepted_tokens) == (6, 5, 3)
+    assert (first.num_guessed_tokens, first.num_wasted_tokens) == (5, 2)
+    assert (first.elapsed_ns, first.asked, first.ahead, first.drafting) == (9, None, None, None)
+
+
+def test_a_server_without_a_draft_model_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"the one that serves big has none; start it with --dr"):
+        built("cloud_assisted", cloud=PairedCloud(), draft_model_name="", model_name="big")
 
 
 def test_names_are_checked() -> None:

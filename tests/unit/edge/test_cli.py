@@ -124,7 +124,6 @@ def test_bad_usage_is_exit_2(
         (["--temperature", "nan"], "'decoding.temperature'"),
         (["--max-new-tokens", "0"], "'decoding.max_new_tokens' = 0"),
         (["--set", "drafting.lenght=3"], "nearest known one is 'drafting.length'"),
-        (["--set", "engine.compile=on"], "not available in this version"),
         (
             [
                 *("--set", "gate.kind=margin", "--set", "gate.threshold=1"),

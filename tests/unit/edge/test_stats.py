@@ -21,6 +21,7 @@ def a_round(num_tokens: int, drafted: int, accepted: int, sessions: int) -> Step
         timing=StepTiming(total_ns=4 * MS, step_sessions=sessions, forward_passes=1),
         bytes_up=20,
         bytes_down=30,
+        asked=True,
     )
 
 

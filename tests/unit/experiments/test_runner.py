@@ -63,8 +63,9 @@ class Bench:
         file = self.folder / "prompts.jsonl"
         file.write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
         played = SCRIPTS | (scripts or {})
-        self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in NAMES}
+        self.arms = {n: FakeArm(n, self.clock, played[n], log=self.log) for n in played}
         named: dict[str, Any] = {"environment": {"device": "cpu"}, "machine": lambda: Reading(2)}
+        named |= {"draft_dtype": "float32"}
         named |= more
         return run_bench(
             BenchPlan(
@@ -81,7 +82,6 @@ class Bench:
             list(self.arms.values()),
             FakeEncoder(),
             context_length=context_length,
-            draft_dtype="float32",
             target_dtype="float32",
             clock=self.clock,
             stderr=self.stderr,
@@ -123,6 +123,28 @@ def test_every_arm_answers_every_prompt_and_repeat(bench: Bench) -> None:
         "run.json",
         "summary.json",
     ]
+
+
+def test_records_say_of_which_end_the_draft_model_was(bench: Bench) -> None:
+    bench.run(
+        limit=1,
+        scripts={"cloud_assisted": SCRIPTS["cloud_optimized"]},
+        draft_dtype="bfloat16",
+        draft_engine="compiled",
+        target_engine="kernels",
+        server_draft_engine="eager",
+    )
+    said = {
+        r["arm"]: (r["draft_dtype"], r["draft_engine"], r["target_dtype"], r["target_engine"])
+        for r in bench.records
+    }
+    assert said == {
+        "edge": ("bfloat16", "compiled", None, None),
+        "cloud": (None, None, "float32", "stock"),
+        "cloud_optimized": (None, None, "float32", "kernels"),
+        "speculative": ("bfloat16", "compiled", "float32", "kernels"),
+        "cloud_assisted": ("float32", "eager", "float32", "kernels"),
+    }
 
 
 def test_arms_take_turns_so_that_each_stands_in_each_place_equally_often(bench: Bench) -> None:

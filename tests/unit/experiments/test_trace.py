@@ -200,3 +200,12 @@ def test_whatever_is_drawn_the_trace_is_valid(spans: Spans) -> None:
         rows.span("cloud", "b", "x", (begin, begin + length), fact=number)
         rows.flight("edge", "f", str(number), (begin, begin + length), nothing=None)
     assert sum(e["ph"] == "X" for e in checked({"traceEvents": rows.events()})) == len(spans)
+
+
+def test_a_draft_on_the_server_lies_between_its_queue_and_its_forward() -> None:
+    piece = replace(streamed(1, end=END), draft_ns=MS, num_draft_tokens=1, num_accepted_tokens=0)
+    record = record_from_steps(unit("cloud_assisted"), (1,), [piece], [10 * MS], run_started_ns=0)
+    events = traced(record)
+    (queue,), (draft,) = (drawn(events, "cloud", row) for row in ("queue", "drafting"))
+    assert (draft[1], draft[2]) == (queue[2], queue[2] + 1)
+    assert not drawn(events, "edge", "drafting")

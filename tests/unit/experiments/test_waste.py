@@ -124,3 +124,32 @@ def test_without_rounds_nothing_overlaps_that_could_be_told() -> None:
 @given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)).map(lambda s: (min(s), max(s)))))
 def test_what_spans_cover_is_what_a_drawing_would_show(spans: list[tuple[int, int]]) -> None:
     assert _covered(spans) == len({t for begin, end in spans for t in range(begin, end)})
+
+
+def test_a_draft_model_on_the_server_drafts_and_nothing_goes_over_the_link() -> None:
+    """4 guesses of which 1 stands, then 2 that both do; 3 ms of drafting in each piece."""
+
+    def assisted(step: Step, drafted: int, accepted: int) -> Step:
+        counts = {"num_draft_tokens": drafted, "num_accepted_tokens": accepted}
+        made = {"num_guessed_tokens": drafted, "num_wasted_tokens": drafted - accepted}
+        return replace(step, draft_ns=3 * MS, **counts, **made)  # type: ignore[arg-type]
+
+    steps = [assisted(streamed(1, 2), 4, 1), assisted(streamed(3, 4, end=END), 2, 2)]
+    record = record_of(steps, "cloud_assisted")
+    assert (record.rounds, record.num_draft_tokens, record.num_accepted_tokens) == (2, 6, 3)
+    assert (record.accepted_per_position, record.drafted_per_position) == (
+        (2, 1, 0, 0),
+        (2, 2, 1, 1),
+    )
+    assert (record.num_guessed_tokens, record.num_wasted_tokens) == (6, 3)
+    assert (record.num_wasted_target_tokens, record.num_recovered_tokens) == (3, 1)
+    assert record.corrected_share == 0.25
+    assert record.draft_ms == percentiles([3, 3])
+    asked = (record.rtt_ms, record.unasked_blocks, record.cloud_call_rate, record.verified_share)
+    assert (*asked, record.drafts_ahead, record.overtaken_drafts) == (None,) * 6
+    arm = summarize_arm([record], Bootstrap(1))
+    assert arm["acceptance_rate"]["value"] == 0.5
+    assert (arm["rtt_ms"], arm["cloud_call_rate"], arm["overlap_ms_per_token"]) == (None,) * 3
+    assert arm["ms_per_token"]["draft"]["value"] == 6 / 4
+    parts = sum(part["value"] for part in arm["ms_per_token"].values())
+    assert parts == pytest.approx(32 / 4)

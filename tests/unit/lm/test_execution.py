@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 from common.errors import ConfigError
 from common.lm import execution, native
 from common.lm.execution import CompileMode
-from common.lm.runner import LanguageModel, Segment
+from common.lm.runner import LanguageModel, Segment, compile_meanwhile
 from tests.models import language_model, loaded, tiny_llama
 
 
@@ -87,12 +87,14 @@ def test_a_graph_that_is_wrong_is_not_taken_into_use(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("mode", ["off", "auto"])
 def test_what_is_compiled_meanwhile_comes_to_an_end(mode: CompileMode) -> None:
-    lm = language_model(compile_mode=mode)
-    lm.compile_meanwhile()
+    models = [language_model(compile_mode=mode) for _ in range(2)]
+    compile_meanwhile(*models)
+    assert all(lm.execution.is_compiling is (mode == "auto") for lm in models)
     for thread in threading.enumerate():
         if thread.name == "compiling":
             thread.join()
-    assert lm.execution.description == ("eager" if mode == "off" else "compiled")
+    for lm in models:
+        assert lm.execution.description == ("eager" if mode == "off" else "compiled")
 
 
 def test_weights_are_in_memory_once() -> None:

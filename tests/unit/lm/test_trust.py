@@ -13,7 +13,7 @@ import torch
 import transformers.dynamic_module_utils
 from safetensors.torch import load_file, save_file
 
-from cloud_server.app import load_target
+from cloud_server.model import load_target
 from common.config import CloudSection, Config, EdgeSection, EngineSection
 from common.errors import ModelError
 from common.lm import hub
