@@ -10,7 +10,7 @@ TORCH  ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo experiment test fuzz chaos soak compose-test slurm-test wheel-test lint typecheck \
+.PHONY: demo experiment test fuzz chaos soak compose-test slurm-test wheel-test bench lint typecheck \
 	install install-dev errors-doc proto lock train clean
 
 demo: install
@@ -96,6 +96,9 @@ lock:
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock
 
 # Trains the bundled pair again (about an hour and a half on two cores).
+bench: install-dev
+	$(BIN)/python -m benchmarks.engine
+
 train: install
 	$(BIN)/python demo/train.py all
 
