@@ -95,10 +95,11 @@ lock:
 	build/lock/bin/pip install --quiet '.[dev]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock
 
-# Trains the bundled pair again (about an hour and a half on two cores).
+# The engine against transformers, about five minutes; nothing else should run meanwhile.
 bench: install-dev
 	$(BIN)/python -m benchmarks.engine
 
+# Trains the bundled pair again (about an hour and a half on two cores).
 train: install
 	$(BIN)/python demo/train.py all
 
