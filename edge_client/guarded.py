@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 
 from common.errors import UsageError
 from common.machine.cgroups import remove
@@ -75,18 +76,29 @@ def _in_child(run: Run, ended: Mapping[str, str], resume: bool) -> int:
     it twice.
     """
     parent = os.getpid()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED)  # or one could come before it is handed on
+    child = 0
+    early: list[int] = []  # what came before there was a child
+
+    def hand_on(number: int, _: FrameType | None) -> None:
+        if child:
+            os.kill(child, number)
+        else:
+            early.append(number)
+
+    before = {number: signal.signal(number, hand_on) for number in _ASKED}
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ASKED)  # of this thread; others may take them
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
         _end_with(parent)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)
         os._exit(_call(run, ended, resume))
-    before = {
-        number: signal.signal(number, lambda number, _: os.kill(child, number)) for number in _ASKED
-    }
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ASKED)
+        for came in early:
+            os.kill(child, came)
         _, status = os.waitpid(child, 0)
     finally:
         for number, handler in before.items():

@@ -95,7 +95,7 @@ def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[
 def edge_running(*arguments: str, within: Sequence[str] = ()) -> Iterator[subprocess.Popen[str]]:
     """Starts `outrider-edge`, `within` as for `serving`; makes sure that it is gone in the end."""
     with subprocess.Popen(
-        [*within, sys.executable, "-m", "edge_client", *arguments],
+        [*within, *_edge_command(arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

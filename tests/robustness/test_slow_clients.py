@@ -84,7 +84,7 @@ def test_a_session_that_reads_no_answers_holds_nobody_up(
     assert not wait_for_rest(server)
 
 
-@pytest.mark.parametrize("mode", GenerateMode)
+@pytest.mark.parametrize("mode", [GenerateMode.STOCK, GenerateMode.OPTIMIZED])
 def test_a_generation_that_is_not_read_holds_nobody_up(
     server: Server, texts: list[Known], mode: GenerateMode
 ) -> None:
