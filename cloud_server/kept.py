@@ -38,9 +38,7 @@ class KeptCaches:
     def keep(self, conversation: Conversation, session: int, token_ids: Sequence[int]) -> None:
         """Takes over a session whose cache begins with these tokens, as far as it goes."""
         self._drop(conversation)
-        held = min(len(token_ids), self._cache.length(session))
-        self._cache.truncate(session, held)
-        self._kept[conversation] = _Kept(session, token_ids[:held])
+        self._kept[conversation] = _Kept(session, token_ids[: self._cache.length(session)])
         if len(self._kept) > MOST_KEPT:
             self._drop(next(iter(self._kept)))
 

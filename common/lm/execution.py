@@ -8,6 +8,7 @@ again. All read the same weights, once in memory.
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -24,6 +25,8 @@ from common.lm.kv_cache import BLOCK, KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
 from common.lm.wording import brief, quiet
+
+logger = logging.getLogger(__name__)
 
 CompileMode = Literal["auto", "off", "on"]
 Path = Literal["eager", "kernels", "compiled"]
@@ -46,7 +49,7 @@ class Execution:
         self._graph: Any = None
         self.path: Path = "eager"
         self.is_compiling = False
-        self.note = "" if mode != "off" else "engine.compile is off"
+        self.note = ""
         if mode == "off":
             return
         if missing := self._unfit() or load_kernels():
@@ -66,6 +69,7 @@ class Execution:
 
     def _do_without(self, reason: str) -> None:
         self.note = reason
+        logger.info("%s runs as %s: %s", self._loaded.short_name, self.path, reason)
         if self._mode == "on":
             raise ConfigError(f"engine.compile = on cannot be had: {reason}; set it to auto")
 

@@ -80,10 +80,15 @@ def _built() -> Path:
             _compile(compiler, made)
             made.replace(library)
     except OSError:  # nowhere to keep it: once more at every start
-        made = Path(tempfile.mkdtemp(prefix="outrider-")) / library.name
+        made = Path(_until_exit().name) / library.name
         _compile(compiler, made)
         return made
     return library
+
+
+@cache
+def _until_exit() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="outrider-")
 
 
 def _compile(compiler: Sequence[str], target: Path) -> None:

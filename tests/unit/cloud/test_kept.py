@@ -76,6 +76,16 @@ def test_it_gives_way_to_a_session_that_needs_the_room() -> None:
     cache.check_integrity()
 
 
+def test_others_give_way_to_a_turn_that_needs_more_room_than_the_one_before() -> None:
+    cache = KVCache(LAYERS, 3 * BLOCK)
+    kept = KeptCaches(cache)
+    ended(kept, cache, MINE, [1, 2, 3])
+    ended(kept, cache, YOURS, [1] * 2 * BLOCK)
+    session = kept.allocate(2 * BLOCK, MINE, [1, 2, 3])
+    assert (cache.length(session), len(kept)) == (3, 0)
+    cache.check_integrity()
+
+
 def test_no_more_are_kept_than_may_be() -> None:
     cache = KVCache(LAYERS, 1000 * BLOCK)
     kept = KeptCaches(cache)

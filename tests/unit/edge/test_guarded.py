@@ -84,6 +84,29 @@ def test_what_asks_the_bench_to_end_is_handed_on(tmp_path: Path, how: int) -> No
     assert guarded(run, tmp_path, resume=False) == how
 
 
+def test_what_comes_before_there_is_a_child_is_handed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another thread takes it, of a process that has some."""
+    fork = os.fork
+
+    def asked_meanwhile() -> int:
+        handler = signal.getsignal(signal.SIGTERM)
+        assert callable(handler)
+        handler(signal.SIGTERM, None)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", asked_meanwhile)
+
+    def run(_: Mapping[str, str], __: bool) -> int:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        came = signal.sigtimedwait([signal.SIGTERM], 10)
+        return 0 if came is None else came.si_signo
+
+    # By the time it waits the signal may have ended it, which is as well.
+    assert guarded(run, tmp_path, resume=False) in (signal.SIGTERM, 128 + signal.SIGTERM)
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_a_bench_that_was_asked_to_end_is_not_begun_again(tmp_path: Path, how: int) -> None:
     def run(_: Mapping[str, str], __: bool) -> int:

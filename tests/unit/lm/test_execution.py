@@ -12,7 +12,9 @@ from torch._dynamo.utils import counters
 
 from common.errors import ConfigError
 from common.lm import execution, native
+from common.lm.attention import KernelStep, LayerCall, Span, kernel_step
 from common.lm.execution import CompileMode
+from common.lm.kv_cache import KVCache, LayerShape
 from common.lm.runner import LanguageModel, Segment, compile_meanwhile
 from tests.models import language_model, loaded, tiny_llama
 
@@ -27,9 +29,14 @@ def without_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterato
 
 
 @pytest.mark.usefixtures("without_compiler")
-def test_without_a_compiler_the_module_runs_as_it_is_and_says_why() -> None:
+def test_without_a_compiler_the_module_runs_as_it_is_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
     lm = language_model(compile_mode="auto")
     lm.compile()
+    (said,) = [message for message in caplog.messages if "runs as" in message]
+    assert said.endswith("runs as eager: there is no C++ compiler no-such-compiler")
     assert (lm.execution.path, lm.execution.description) == ("eager", "eager")
     assert lm.execution.note == "there is no C++ compiler no-such-compiler"
 
@@ -114,6 +121,35 @@ def test_a_session_is_not_disturbed_by_a_graph_compiled_beside_it() -> None:
     assert (after - before).abs().max().item() <= 1e-4
 
 
+@pytest.mark.parametrize("count", [1, 5, 40])
+@pytest.mark.parametrize("window", [None, 100, 200])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_long_attention_is_what_its_formula_says(
+    count: int, window: int | None, softcap: float | None
+) -> None:
+    """Over several blocks of keys, of heads whose size is no vector's."""
+    assert native.load_kernels() == ""
+    heads, kv_heads, size, before = 4, 2, 20, 333
+    made = torch.Generator().manual_seed(count)
+    cache = KVCache([LayerShape(kv_heads, size, size)], 512)
+    query = 3 * torch.randn(heads, count, size, generator=made)
+    keys, values = (torch.randn(kv_heads, before + count, size, generator=made) for _ in range(2))
+    with cache.session(before + count) as session:
+        cache.extend(session, before + count)
+        cache.write(session, 0, 0, keys[:, :before], values[:, :before])
+        call = LayerCall(0, 0.5, window, softcap)
+        with kernel_step(cache, [Span(0, count, session, before)]):
+            got = KernelStep().attend(call, query, keys[:, before:], values[:, before:])
+    keys, values = (held.double().repeat_interleave(2, 0) for held in (keys, values))
+    scores = query.double() @ keys.transpose(1, 2) * 0.5
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    distance = (before + torch.arange(count))[:, None] - torch.arange(before + count)
+    scores[:, (distance < 0) | (distance >= (window or 10**6))] = -torch.inf
+    want = (scores.softmax(-1) @ values).transpose(0, 1)
+    assert (got - want).abs().max().item() <= 1e-5
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 16, 17, 40])
 @pytest.mark.parametrize(("outer", "inner"), [(8, 16), (37, 19), (512, 300)])
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -169,6 +205,20 @@ def test_nothing_is_compiled_again_once_it_serves() -> None:
             lm.forward([Segment(session, [5] * count, position, wanted)])
             position += count
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_where_nothing_can_be_kept_it_is_made_for_this_process(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(native, "_compile", lambda _, target: target.touch())
+    made = native._built()
+    assert made.exists()
+    assert not made.is_relative_to(tmp_path)
+    native._until_exit().cleanup()
+    native._until_exit.cache_clear()
+    assert not made.exists()
 
 
 def test_a_damaged_library_is_made_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
