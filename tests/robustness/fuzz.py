@@ -194,8 +194,11 @@ def main() -> int:
     arguments = parser.parse_args()
     total = arguments.sequences
     with tempfile.TemporaryDirectory() as directory:
-        target = save_pair(Path(directory)).target
-        with serving(target, *FLAGS) as server, tqdm(total=total, unit=" sequences") as progress:
+        pair = save_pair(Path(directory))
+        with (
+            serving(pair.target, "--draft-model", str(pair.draft), *FLAGS) as server,
+            tqdm(total=total, unit=" sequences") as progress,
+        ):
             report = fuzz(server, total, arguments.seed, progress)
     print(report)
     if report.growth > GROWTH:

@@ -8,7 +8,7 @@ from tests.robustness.fuzz import FLAGS, fuzz
 
 
 def test_abuse_neither_breaks_a_server_nor_reaches_another_sessions_text(tiny_pair: Pair) -> None:
-    with serving(tiny_pair.target, *FLAGS) as server:
+    with serving(tiny_pair.target, "--draft-model", str(tiny_pair.draft), *FLAGS) as server:
         report = fuzz(server, total=2500, number=2)
     assert not report.tally.faults, report.tally.faults[0]
     assert report.tally.sequences >= 2500

@@ -29,7 +29,7 @@ PADDING = [1] * 2000
 
 @pytest.fixture(scope="module")
 def server(tiny_pair: Pair) -> Iterator[Server]:
-    with serving(tiny_pair.target) as running:
+    with serving(tiny_pair.target, "--draft-model", str(tiny_pair.draft)) as running:
         yield running
 
 
@@ -84,7 +84,7 @@ def test_a_session_that_reads_no_answers_holds_nobody_up(
     assert not wait_for_rest(server)
 
 
-@pytest.mark.parametrize("mode", [GenerateMode.STOCK, GenerateMode.OPTIMIZED])
+@pytest.mark.parametrize("mode", GenerateMode)
 def test_a_generation_that_is_not_read_holds_nobody_up(
     server: Server, texts: list[Known], mode: GenerateMode
 ) -> None:
