@@ -46,8 +46,13 @@ class _Observation:
         return attention(query, key, value, None, call)
 
 
-def observe_layers(loaded: LoadedModel, module: PreTrainedModel) -> list[LayerShape]:
-    """Finds out what each layer stores, by running one token; raises ModelError by name."""
+def observe_layers(
+    loaded: LoadedModel, module: PreTrainedModel
+) -> list[tuple[LayerCall, LayerShape]]:
+    """Finds out how each layer attends and what it stores, by running one token.
+
+    Raises ModelError by name.
+    """
     config = loaded.model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or []
     if strange := sorted(set(kinds) - _ATTENDS_TO_ALL):
@@ -70,7 +75,7 @@ def observe_layers(loaded: LoadedModel, module: PreTrainedModel) -> list[LayerSh
         )
     observation.calls.sort(key=lambda pair: pair[0].layer)
     _check_windows(loaded, config, [call for call, _ in observation.calls])
-    return [shape for _, shape in observation.calls]
+    return observation.calls
 
 
 def probe(lm: LanguageModel) -> None:

@@ -1,17 +1,18 @@
 """How a forward is executed: by the module as it is, with our kernels, or as a compiled graph.
 
 `eager` is transformers' module, its attention alone replaced. `kernels` has the linear layers and
-attention done by kernels.cpp. `compiled` is that as a graph in which everything between them is
+attention done by our own code. `compiled` is that as a graph in which everything between them is
 fused: one graph for a single token, one for any more, so no shape is ever padded or compiled
-again. All read the same weights, once in memory.
+again. With the kernels a model of a known form runs steps of few tokens whole (decoder.py). All
+read the same weights, once in memory.
 """
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from types import FunctionType
 from typing import Any, Literal
 
@@ -20,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from common.errors import ConfigError
-from common.lm.attention import RaggedStep, Span, current_step, kernel_step
+from common.lm.attention import LayerCall, RaggedStep, Span, current_step, kernel_step
+from common.lm.decoder import MOST_TOKENS, Decoder, has_form
 from common.lm.kv_cache import BLOCK, KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
@@ -30,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 CompileMode = Literal["auto", "off", "on"]
 Path = Literal["eager", "kernels", "compiled"]
+
+Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Token ids `[1, T]`, their positions `[1, T]` and the rows wanted in, logits out."""
 
 ENGINE, DRAFT_ENGINE, COMPILING = "engine", "draft_engine", "compiling"
 """Where a server says how its models run, and what it says of one until its graphs are there."""
@@ -47,6 +52,7 @@ class Execution:
         self._loaded = loaded
         self._mode = mode
         self._graph: Any = None
+        self._decoder: Decoder | None = None
         self.path: Path = "eager"
         self.is_compiling = False
         self.note = ""
@@ -69,9 +75,35 @@ class Execution:
 
     def _do_without(self, reason: str) -> None:
         self.note = reason
-        logger.info("%s runs as %s: %s", self._loaded.short_name, self.path, reason)
+        self._say_without(reason)
         if self._mode == "on":
             raise ConfigError(f"engine.compile = on cannot be had: {reason}; set it to auto")
+
+    def _say_without(self, reason: str) -> None:
+        logger.info("%s runs as %s: %s", self._loaded.short_name, self.path, reason)
+
+    @torch.inference_mode()
+    def decode_whole(self, calls: Sequence[LayerCall], layers: KVCache) -> None:
+        """Has steps of few tokens run by a decoder, where the module's layers are of its form.
+
+        `calls` are how they attend. It is tried over a cache made like `layers`.
+        """
+        if self.path != "kernels" or not has_form(self._module, calls):
+            return
+        try:
+            decoder = Decoder(self._module, calls)
+            with _spare(layers) as (cache, session):
+
+                def run(ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+                    spans = [Span(0, len(rows), session, int(positions[0, 0]))]
+                    return decoder(cache, spans, ids[0].tolist(), rows.tolist())
+
+                for position, count in _TRIED:
+                    self._try(run, cache, session, position, count)
+        except Exception as error:  # whatever is wrong with it, the module serves
+            self._say_without(f"no step is run whole: {brief(error)}")
+            return
+        self._decoder = decoder
 
     @torch.inference_mode()
     def compile(self, layers: KVCache) -> None:
@@ -88,15 +120,13 @@ class Execution:
             self.is_compiling = False
 
     def _compile(self, layers: KVCache) -> None:
-        cache = KVCache(layers.layers, BLOCK, self._loaded.dtype, self._loaded.device)
         try:
-            with quiet(), warnings.catch_warnings(), cache.session(6) as session:
+            with quiet(), warnings.catch_warnings(), _spare(layers) as (cache, session):
                 warnings.simplefilter("ignore")  # torch's own, about its own
                 graph = torch.compile(
                     _apart(self._module), fullgraph=True, options={"guard_filter_fn": _of_inputs}
                 )
-                cache.extend(session, 6)
-                for position, count in ((0, 5), (5, 1), (0, 4)):
+                for position, count in _TRIED:
                     self._try(graph, cache, session, position, count)
         except Exception as error:  # whatever the compiler raises, the kernels serve
             self._do_without(f"the graph cannot be compiled: {brief(error)}")
@@ -104,7 +134,14 @@ class Execution:
         self._graph = graph
         self.path = "compiled"
 
-    def _try(self, graph: Any, cache: KVCache, session: int, position: int, count: int) -> None:
+    def _try(
+        self,
+        run: Callable[[Tensor, Tensor, Tensor], Tensor],
+        cache: KVCache,
+        session: int,
+        position: int,
+        count: int,
+    ) -> None:
         spans = [Span(0, count, session, position)]
         ids = torch.arange(1, 1 + count)[None] % self._loaded.vocab_size
         positions = torch.arange(position, position + count)[None]
@@ -113,7 +150,7 @@ class Execution:
             for tensor, dimension in ((ids, 1), (positions, 1), (rows, 0)):
                 torch._dynamo.mark_dynamic(tensor, dimension)
         with kernel_step(cache, spans):
-            got = graph(ids, positions, rows)
+            got = run(ids, positions, rows)
             want = _logits(self._module, ids, positions, rows)
         allowed = TOLERANCE * max(1.0, want.abs().max().item())
         difference = (got - want).abs().max().item()
@@ -123,24 +160,48 @@ class Execution:
             )
 
     def run(
-        self, cache: KVCache, spans: Sequence[Span], ids: Tensor, positions: Tensor, rows: Tensor
+        self,
+        cache: KVCache,
+        spans: Sequence[Span],
+        tokens: list[int],
+        positions: list[int],
+        wanted: list[int],
     ) -> Tensor:
-        """Returns logits `[len(rows), width]` of tokens `[1, T]` at their positions `[1, T]`."""
+        """Returns logits `[len(wanted), width]` of some rows of a step."""
+        if self._decoder is not None and len(tokens) <= MOST_TOKENS:
+            return self._decoder(cache, spans, tokens, wanted)
+        device = self._loaded.device
+        ids, places = (
+            torch.tensor([tokens], device=device),
+            torch.tensor([positions], device=device),
+        )
+        rows = torch.tensor(wanted, dtype=torch.long, device=device)
         graph = self._graph
         with self._step(cache, spans):
             if graph is None:
-                return _logits(self._module, ids, positions, rows)
-            wanted = len(rows)
+                return _logits(self._module, ids, places, rows)
             # One graph is for one token and one row, the other for several of both.
-            least = 1 if ids.shape[1] == 1 else wanted + 2
+            least = 1 if len(tokens) == 1 else len(wanted) + 2
             padded = torch.cat([rows, rows.new_zeros(least)])[:least]
-            logits: Tensor = graph(ids, positions, padded)
-            return logits[:wanted]
+            logits: Tensor = graph(ids, places, padded)
+            return logits[: len(wanted)]
 
     def _step(self, cache: KVCache, spans: Sequence[Span]) -> AbstractContextManager[None]:
         if self.path == "eager":
             return current_step(RaggedStep(cache, list(spans)))
         return kernel_step(cache, spans)
+
+
+_TRIED = ((0, 5), (5, 1), (0, 4))  # position and tokens of the steps that must come out as wanted
+
+
+@contextmanager
+def _spare(layers: KVCache) -> Iterator[tuple[KVCache, int]]:
+    """Makes a small cache of the same layers, with a session for the steps that are tried."""
+    cache = KVCache(layers.layers, BLOCK, layers.dtype, layers.device)
+    with cache.session(6) as session:
+        cache.extend(session, 6)
+        yield cache, session
 
 
 def _logits(module: Any, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
@@ -149,7 +210,7 @@ def _logits(module: Any, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor
     return logits if len(logits) == len(rows) else logits[rows]  # some ignore logits_to_keep
 
 
-def _apart(module: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+def _apart(module: Any) -> Forward:
     """Returns a function of its own code: graphs are kept by code, and would be another model's."""
 
     def run(ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:

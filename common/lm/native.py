@@ -1,4 +1,4 @@
-"""The engine's own kernels: kernels.cpp, compiled for this machine once and kept.
+"""The engine's own kernels: those of kernels/, compiled for this machine once and kept.
 
 They are torch operators, `torch.ops.outrider.*`, so a compiled graph calls them as any other.
 Without a C++ compiler there are none, and torch's own are used.
@@ -23,7 +23,7 @@ from torch.utils import cpp_extension
 
 logger = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCES = Path(__file__).with_name("kernels")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno")
 PATIENCE_S = 300
 
@@ -96,7 +96,16 @@ def _compile(compiler: Sequence[str], target: Path) -> None:
     places = [f"-I{path}" for path in cpp_extension.include_paths()]
     libraries = [f"-L{path}" for path in cpp_extension.library_paths()]
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    command = [*compiler, *FLAGS, abi, *places, str(SOURCE), "-o", str(target), *libraries]
+    command = [
+        *compiler,
+        *FLAGS,
+        abi,
+        *places,
+        str(SOURCES / "operators.cpp"),
+        "-o",
+        str(target),
+        *libraries,
+    ]
     try:
         subprocess.run(
             [*command, "-lc10", "-ltorch_cpu"],
@@ -125,7 +134,7 @@ def _identity(compiler: Sequence[str]) -> str:
     except (OSError, StopIteration):
         processor = platform.processor()
     parts = (
-        SOURCE.read_text(),
+        *(source.read_text() for source in sorted(SOURCES.iterdir())),
         torch.__version__,
         *compiler,
         *FLAGS,

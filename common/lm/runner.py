@@ -36,7 +36,9 @@ class LanguageModel:
         self._module = twin(loaded.model, NAME)
         self.execution = Execution(self._module, loaded, compile_mode)
         layers = compatibility.observe_layers(loaded, self._module)
-        self.cache = KVCache(layers, cache_tokens, loaded.dtype, loaded.device)
+        shapes = [shape for _, shape in layers]
+        self.cache = KVCache(shapes, cache_tokens, loaded.dtype, loaded.device)
+        self.execution.decode_whole([call for call, _ in layers], self.cache)
         compatibility.probe(self)
 
     @property
@@ -91,14 +93,7 @@ class LanguageModel:
             tokens.extend(segment.token_ids)
             positions.extend(range(segment.position, segment.position + stop - start))
             wanted.extend(range(stop - segment.num_logits, stop))
-        device = self.loaded.device
-        logits = self.execution.run(
-            cache,
-            spans,
-            torch.tensor([tokens], device=device),
-            torch.tensor([positions], device=device),
-            torch.tensor(wanted, dtype=torch.long, device=device),
-        )
+        logits = self.execution.run(cache, spans, tokens, positions, wanted)
         return logits[:, : self.loaded.vocab_size]
 
     def _check(self, cache: KVCache, segments: Sequence[Segment]) -> None:
