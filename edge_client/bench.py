@@ -31,7 +31,7 @@ from edge_client.experiments.figures import SPLIT
 from edge_client.experiments.machine_watch import read_machine
 from edge_client.experiments.manifest import read_manifest
 from edge_client.experiments.records import Record
-from edge_client.experiments.runner import BenchPlan, run_bench
+from edge_client.experiments.runner import BenchPlan, check_plan, run_bench
 from edge_client.experiments.token_view import Opinions
 from edge_client.experiments.trace import GENERATIONS
 from edge_client.relay.process import linked
@@ -95,6 +95,7 @@ def bench(options: BenchOptions, config: Config) -> int:
     for name in options.again:
         if name not in arms:
             raise UsageError(f"--self-check {name}: name it with --arms too")
+    check_plan(plan)  # before models are loaded and a server is asked, which takes a while
     splits = SPLIT in arms
     if splits:
         warn_of_losses(plan.rule)

@@ -245,17 +245,27 @@ def run_bench(
     )
 
 
+def check_plan(plan: BenchPlan) -> tuple[Prompt, ...]:
+    """Returns the prompts, after making sure of all that can be told without a model.
+
+    Raises PromptError or UsageError.
+    """
+    if plan.repeats < 1:
+        raise UsageError(f"--repeats {plan.repeats}: give at least 1")
+    if plan.limit is not None and plan.limit < 1:
+        raise UsageError(f"--limit {plan.limit}: give at least 1")
+    if plan.resume is None and plan.out is not None:
+        check_usable(plan.out)
+    return read_prompts(plan.prompts, plan.limit)
+
+
 def _check(
     plan: BenchPlan, arms: Sequence[Arm], encoder: PromptEncoder, context_length: int
 ) -> tuple[Prompt, ...]:
     """Returns the prompts, after making sure that none of them can fail for its own sake."""
     if not arms:
         raise UsageError("no arm to run; name at least one with --arms")
-    if plan.repeats < 1:
-        raise UsageError(f"--repeats {plan.repeats}: give at least 1")
-    if plan.limit is not None and plan.limit < 1:
-        raise UsageError(f"--limit {plan.limit}: give at least 1")
-    prompts = read_prompts(plan.prompts, plan.limit)
+    prompts = check_plan(plan)
     for prompt in prompts:
         for turn in range(len(prompt.turns)):
             # Later turns also hold the answers, which only the run can tell: this is the least.

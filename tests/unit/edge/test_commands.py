@@ -106,6 +106,23 @@ def test_a_bad_prompt_file_is_exit_2_and_named_by_line(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "out", "message"),
+    [
+        ("", "new", "holds no prompts"),
+        ('{"prompt": "The cat"}\n', ".", "is not empty"),
+    ],
+)
+def test_what_needs_no_model_is_said_before_one_is_loaded(
+    text: str, out: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.jsonl").write_text(text)
+    argv = ["bench", "--draft", "/no/such/model", "--prompts", str(tmp_path / "prompts.jsonl")]
+    assert main([*argv, "--out", str(tmp_path / out)]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert message in said
+
+
 def test_a_token_does_not_go_through_a_relay_in_clear(
     tiny_pair: Pair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
