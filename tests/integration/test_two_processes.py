@@ -402,6 +402,9 @@ def test_sigterm_drains_and_exits_0(tiny_pair: Pair) -> None:
     assert len(first + rest) > 50
 
 
+ANY_PORT = ("--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0")
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "message"),
     [
@@ -419,7 +422,7 @@ def test_a_server_that_cannot_start_says_why_in_its_last_line(
 ) -> None:
     flags = [str(tiny_pair.target) if flag == "TARGET" else flag for flag in flags]
     done = subprocess.run(
-        [sys.executable, "-m", "cloud_server", "serve", "--metrics-listen", "127.0.0.1:0", *flags],
+        [sys.executable, "-m", "cloud_server", "serve", *ANY_PORT, *flags],
         capture_output=True, text=True, env=ENVIRONMENT, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == code, done.stderr

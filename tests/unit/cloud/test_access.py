@@ -99,13 +99,14 @@ def hangup() -> Iterator[None]:
             "security.tls_cert = 'no/such/cert' cannot be read",
         ),
         (["--set", "security.tls_cert=no/such/cert"], "needs security.tls_key"),
-        ([], "no/such/model"),
+        (["--listen", "127.0.0.1:0"], "no/such/model"),
     ],
 )
 def test_what_is_wrong_with_access_is_said_before_the_model_is_looked_at(
     flags: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["serve", "--model", "no/such/model", *flags]) == 2
+    anywhere = ["--metrics-listen", "127.0.0.1:0"]
+    assert main(["serve", "--model", "no/such/model", *anywhere, *flags]) == 2
     found = capsys.readouterr()
     assert found.out == ""
     assert message in found.err.splitlines()[-1]
