@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common import config as configuration
+from common.errors import ConfigError
 
 DEMO = Path(os.path.relpath(Path(__file__).parent))  # as the report repeats it
 
@@ -25,7 +26,7 @@ def cloud_server(log: Path, target: str, settings: Sequence[str]) -> Iterator[st
 
     `settings` are flags that both ends understand.
 
-    Raises SystemExit, naming the log, when it does not come up.
+    Raises SystemExit with the server's exit code, after its last words, when it does not come up.
     """
     command = [sys.executable, "-m", "cloud_server", "serve", "--model", target]
     command += settings
@@ -38,8 +39,10 @@ def cloud_server(log: Path, target: str, settings: Sequence[str]) -> Iterator[st
         assert server.stdout is not None
         ready = server.stdout.readline()
         if not ready.startswith("READY "):
-            server.wait()
-            sys.exit(f"the cloud server did not start; its last words are in {log}")
+            code = server.wait()
+            said = log.read_text(encoding="utf-8").splitlines() or [f"it left nothing in {log}"]
+            print(f"outrider-demo: the server did not start: {said[-1]}", file=sys.stderr)
+            sys.exit(code or 1)
         try:
             yield ready.split()[1].removeprefix("grpc=")
         finally:
@@ -63,7 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.path:
         print(DEMO.resolve())
         return 0
-    asked = configuration.load(options.config).experiment
+    try:
+        asked = configuration.load(options.config).experiment
+    except ConfigError as error:
+        print(f"outrider-demo: {error}", file=sys.stderr)
+        return error.exit_code
     target = options.target or asked.target or str(DEMO / "target")
     draft = options.draft or asked.draft or str(DEMO / "draft")
     settings = [] if options.config is None else ["--config", str(options.config)]

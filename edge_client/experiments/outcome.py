@@ -34,7 +34,7 @@ def problems_of(records: Sequence[Record], summary: Mapping[str, Any]) -> tuple[
     if _out_of_reach(records):
         problems.append(
             "the server was still out of reach when the run ended; "
-            "start it again and repeat the run in a new directory"
+            "start it again and take the run up with --resume"
         )
     return tuple(problems)
 

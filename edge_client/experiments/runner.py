@@ -36,7 +36,7 @@ from edge_client.experiments.report import render_report
 from edge_client.experiments.resources import ReadUsage
 from edge_client.experiments.run_directory import RECORDS, RunDirectory, check_usable
 from edge_client.experiments.scoring import TextNats, score
-from edge_client.experiments.stored import read_records
+from edge_client.experiments.stored import read_conditions, read_records
 from edge_client.experiments.summary import summarize
 from edge_client.experiments.table import render_table
 from edge_client.experiments.token_view import AskOpinions, Pieces
@@ -143,6 +143,7 @@ def run_bench(
         manifest = read_manifest(directory).taken_up(manifest, directory)
         done = whole(read_records(directory / RECORDS)) if (directory / RECORDS).exists() else {}
     records = list((done or {}).values())
+    told_before: Mapping[str, Any] = {}
     execution = Execution(
         run_id=manifest.run_id,
         arms={arm.name: arm for arm in arms},
@@ -168,6 +169,8 @@ def run_bench(
     if len(records) < planned:
         execution.warm_up(idle.note)
         idle.measure("before")
+    else:
+        told_before = read_conditions(directory)
     pauses = quarters(planned)
     stream = stderr or sys.stderr
 
@@ -217,6 +220,7 @@ def run_bench(
                     "resumed_at": list(manifest.resumed_at),
                     "idle_rtt_ms": idle.told(),
                     "machine": watch.told(),
+                    **told_before,
                 },
                 logit_gap=logit_gap if complete else None,
                 metrics=execution.metrics,

@@ -1,4 +1,4 @@
-"""Lines of records.jsonl back to records."""
+"""What an earlier process left of a run: records, and under what conditions they were made."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from common.errors import UsageError
 from edge_client.experiments.columns import StepColumns
 from edge_client.experiments.records import Percentiles, Record
+from edge_client.experiments.run_directory import SUMMARY
 from edge_client.rule import Rule
 
 _SPREADS = tuple(f.name for f in dataclasses.fields(Record) if "Percentiles" in str(f.type))
@@ -33,6 +34,15 @@ def read_records(file: Path) -> Iterator[Record]:
                 f"{file}:{number}: not a record of this version ({error}); remove the line, "
                 f"or measure anew"
             ) from None
+
+
+def read_conditions(directory: Path) -> dict[str, Any]:
+    """Returns what a run's summary says of the link and the machine meanwhile; {} without one."""
+    try:
+        told = json.loads((directory / SUMMARY).read_bytes())["environment"]
+        return {name: told[name] for name in ("idle_rtt_ms", "machine")}
+    except (OSError, ValueError, KeyError, TypeError):  # killed before it was written
+        return {}
 
 
 def record_from_json(line: str) -> Record:

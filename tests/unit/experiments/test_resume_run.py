@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def test_it_gives_the_same_summary_and_runs_nothing_twice(
     assert {r["run_id"] for r in bench.records} == ids == {bench.summary["run_id"]}
     assert [r["order"] for r in bench.records] == list(range(64))
     assert len(bench.summary["environment"]["resumed_at"]) == 1
+
+
+def test_a_run_that_is_whole_stays_as_it_was(bench: Bench) -> None:
+    """The link and the machine are those of the time when something ran."""
+    bench.run(LINES, echo=lambda _: None)
+    before = bench.out.joinpath("summary.json").read_text()
+    again = bench.run(LINES, resume=bench.out, echo=lambda _: None).summary
+    then = json.loads(before)["environment"]
+    assert then["idle_rtt_ms"]["before"] is not None
+    for name in ("idle_rtt_ms", "machine"):
+        assert json.loads(json.dumps(again["environment"][name])) == then[name]
 
 
 def test_the_run_s_own_time_goes_on_where_it_stopped(bench: Bench, undisturbed: Bench) -> None:
