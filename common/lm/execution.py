@@ -127,21 +127,15 @@ class Execution:
                     _apart(self._module), fullgraph=True, options={"guard_filter_fn": _of_inputs}
                 )
                 for position, count in _TRIED:
-                    self._try(graph, cache, session, position, count)
+                    if count > 1 or self._decoder is None:  # which runs each single token
+                        self._try(graph, cache, session, position, count)
         except Exception as error:  # whatever the compiler raises, the kernels serve
             self._do_without(f"the graph cannot be compiled: {brief(error)}")
             return
         self._graph = graph
         self.path = "compiled"
 
-    def _try(
-        self,
-        run: Callable[[Tensor, Tensor, Tensor], Tensor],
-        cache: KVCache,
-        session: int,
-        position: int,
-        count: int,
-    ) -> None:
+    def _try(self, run: Forward, cache: KVCache, session: int, position: int, count: int) -> None:
         spans = [Span(0, count, session, position)]
         ids = torch.arange(1, 1 + count)[None] % self._loaded.vocab_size
         positions = torch.arange(position, position + count)[None]
@@ -171,10 +165,8 @@ class Execution:
         if self._decoder is not None and len(tokens) <= MOST_TOKENS:
             return self._decoder(cache, spans, tokens, wanted)
         device = self._loaded.device
-        ids, places = (
-            torch.tensor([tokens], device=device),
-            torch.tensor([positions], device=device),
-        )
+        ids = torch.tensor([tokens], device=device)
+        places = torch.tensor([positions], device=device)
         rows = torch.tensor(wanted, dtype=torch.long, device=device)
         graph = self._graph
         with self._step(cache, spans):

@@ -12,7 +12,9 @@
 #include <omp.h>
 #include <torch/custom_class.h>
 
+#include <atomic>
 #include <memory>
+#include <new>
 #include <optional>
 #include <vector>
 
@@ -136,14 +138,16 @@ class Decoder : public torch::CustomClassHolder {
     for (const int64_t token : tokens)
       TORCH_CHECK(0 <= token && token < embedding_.size(0), "no token ", token);
     Tensor output = at::empty({static_cast<int64_t>(rows.size()), head_.outer}, embedding_.options());
-    Workspace work(*this, tokens.size(), rows.size());
+    const int threads = at::get_num_threads();
+    const Workspace work(*this, tokens.size(), rows.size(), threads);
     for (const Span& span : step.spans)
       for (int64_t row = span.start; row < span.stop; ++row)
         angles(span.position + row - span.start, work.cosine + row * size_ / 2, work.sine + row * size_ / 2);
     float* const logits = output.mutable_data_ptr<float>();
-    const int threads = at::get_num_threads();
+    std::atomic<bool> out_of_memory = false;  // nothing may be thrown from among the threads
 #pragma omp parallel num_threads(threads) if (threads > 1)
-    forward(step, work, logits, omp_get_thread_num(), omp_get_num_threads());
+    forward(step, work, logits, omp_get_thread_num(), omp_get_num_threads(), out_of_memory);
+    if (out_of_memory) throw std::bad_alloc();
     return output;
   }
 
@@ -158,22 +162,24 @@ class Decoder : public torch::CustomClassHolder {
 
   // What the threads of a step share.
   struct Workspace {
-    Workspace(const Decoder& of, int64_t tokens, int64_t rows) {
+    Workspace(const Decoder& of, int64_t tokens, int64_t rows, int64_t threads)
+        : normed_size(std::max(tokens, rows) * of.embedding_.size(1)) {
       const int64_t hidden = of.embedding_.size(1), inner = of.layers_.front().gate.outer;
       const int64_t attended = of.heads_ * of.size_, held = of.kv_heads_ * of.size_;
       const int64_t sizes[] = {hidden, hidden, attended, held, held, attended, inner, inner,
                                of.size_ / 2, of.size_ / 2};
       float** const parts[] = {&x, &added, &query, &key, &value, &attention, &gate, &up, &cosine, &sine};
-      int64_t total = 0;
+      int64_t total = threads * normed_size;
       for (const int64_t size : sizes) total += size * tokens;
       memory = std::make_unique_for_overwrite<float[]>(total);
       float* at = memory.get();
       for (size_t i = 0; i < std::size(sizes); at += sizes[i++] * tokens) *parts[i] = at;
-      normed_size = std::max(tokens, rows) * hidden;
+      normed = at;
     }
+    int64_t normed_size;
     std::unique_ptr<float[]> memory;
     float *x, *added, *query, *key, *value, *attention, *gate, *up, *cosine, *sine;
-    int64_t normed_size;
+    float* normed;  // one a thread
   };
 
   void angles(int64_t position, float* cosine, float* sine) const {
@@ -184,13 +190,14 @@ class Decoder : public torch::CustomClassHolder {
     }
   }
 
-  void forward(const Step& step, const Workspace& work, float* logits, int64_t thread, int64_t number) const {
+  void forward(const Step& step, const Workspace& work, float* logits, int64_t thread, int64_t number,
+               std::atomic<bool>& out_of_memory) const {
     const int64_t tokens = step.tokens.size(), hidden = embedding_.size(1);
-    const auto normed = std::make_unique_for_overwrite<float[]>(work.normed_size);
+    float* const normed = work.normed + thread * work.normed_size;
     const auto part = [&](int64_t size) { return share(size, thread, number); };
     const auto norm = [&](const Tensor& weight) {
       for (int64_t t = 0; t < tokens; ++t)
-        rms_norm(work.x + t * hidden, weight.const_data_ptr<float>(), normed.get() + t * hidden, hidden, epsilon_);
+        rms_norm(work.x + t * hidden, weight.const_data_ptr<float>(), normed + t * hidden, hidden, epsilon_);
     };
     // x += linear(from), each thread its columns.
     const auto add = [&](const Linear& linear, const float* from) {
@@ -208,19 +215,23 @@ class Decoder : public torch::CustomClassHolder {
       const Layer& layer = layers_[i];
       norm(layer.attention_norm);
       for (const auto& [linear, to] : {std::pair{&layer.query, work.query}, {&layer.key, work.key}, {&layer.value, work.value}})
-        (*linear)(normed.get(), to, tokens, linear->outer, part(linear->outer));
+        (*linear)(normed, to, tokens, linear->outer, part(linear->outer));
 #pragma omp barrier
       const int64_t tasks = step.spans.size() * kv_heads_;
-      for (int64_t task = thread; task < tasks; task += number)
-        attend(step, work, i, task / kv_heads_, task % kv_heads_);
+      try {
+        for (int64_t task = thread; task < tasks; task += number)
+          attend(step, work, i, task / kv_heads_, task % kv_heads_);
+      } catch (const std::bad_alloc&) {
+        out_of_memory = true;
+      }
 #pragma omp barrier
       add(layer.output, work.attention);
 #pragma omp barrier
       norm(layer.mlp_norm);
       const int64_t inner = layer.gate.outer;
       const Part mine = part(inner);
-      layer.gate(normed.get(), work.gate, tokens, inner, mine);
-      layer.up(normed.get(), work.up, tokens, inner, mine);
+      layer.gate(normed, work.gate, tokens, inner, mine);
+      layer.up(normed, work.up, tokens, inner, mine);
       for (int64_t t = 0; t < tokens; ++t)
         gated(work.gate + t * inner + mine.begin, work.up + t * inner + mine.begin, mine.end - mine.begin);
 #pragma omp barrier
@@ -229,8 +240,8 @@ class Decoder : public torch::CustomClassHolder {
     }
     const int64_t rows = step.rows.size();
     for (int64_t r = 0; r < rows; ++r)
-      rms_norm(work.x + step.rows[r] * hidden, norm_.const_data_ptr<float>(), normed.get() + r * hidden, hidden, epsilon_);
-    if (rows) head_(normed.get(), logits, rows, head_.outer, part(head_.outer));
+      rms_norm(work.x + step.rows[r] * hidden, norm_.const_data_ptr<float>(), normed + r * hidden, hidden, epsilon_);
+    if (rows) head_(normed, logits, rows, head_.outer, part(head_.outer));
   }
 
   // One key head of one span: its rotation, its place in the cache, and all queries that share it.
