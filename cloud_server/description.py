@@ -43,7 +43,7 @@ def describe(
         max_sessions=cloud.max_sessions,
         max_draft_tokens=cloud.max_draft_tokens,
         token_budget=cloud.token_budget,
-        cache_tokens=cloud.cache_tokens,
+        cache_tokens=model.cache.capacity_tokens,
         max_message_bytes=cloud.max_message_bytes,
         idle_session_seconds=cloud.idle_session_seconds,
         precision=policy.settings,

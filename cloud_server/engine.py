@@ -87,12 +87,14 @@ class Engine:
         failed: Failed,
         conversation: Conversation | None = None,
         prompt: Sequence[int] = (),
+        client: str | None = None,
     ) -> None:
         """Reserves cache for a session of at most `tokens` tokens and gives `then` its handle.
 
-        It holds already what an earlier session of the conversation left of the prompt.
+        It holds already what an earlier session of the conversation left of the prompt, and will
+        share with others of the client what they begin with alike.
         """
-        self._inbox.put(lambda: self._allocate(tokens, then, failed, conversation, prompt))
+        self._inbox.put(lambda: self._allocate(tokens, then, failed, conversation, prompt, client))
 
     def submit(self, job: Job) -> None:
         """Queues a job behind the others of its session."""
@@ -181,6 +183,7 @@ class Engine:
 
     def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
         """Plans the step; returns the jobs that take part and the segment of each."""
+        self._share()
         pending = [len(job.tokens) - self._start(job) for job in self._jobs]
         waiting = [
             Waiting(job.session, tokens, job.num_logits, job.fills_room)
@@ -202,10 +205,17 @@ class Engine:
             )
         return jobs, segments
 
+    def _share(self) -> None:
+        """Has sessions take over what others ran since of the sequences they begin with."""
+        cache = self._model.cache
+        for job in {job.session: job for job in reversed(self._jobs)}.values():  # each's oldest
+            if job.valid >= cache.length(job.session):
+                job.valid = max(job.valid, cache.adopt(job.session, job.tokens, _last(job)))
+
     def _start(self, job: Job) -> int:
         """Returns the position of the first token that still has to run."""
         known = min(job.valid, self._model.cache.length(job.session))
-        return min(known, len(job.tokens) - max(job.num_logits, 1))
+        return min(known, _last(job))
 
     def _judge(
         self, jobs: Sequence[Job], segments: Sequence[Segment], logits: torch.Tensor
@@ -225,6 +235,7 @@ class Engine:
             job.computed_ns += computed_ns
             job.busy_ns += computed_ns * len(segment.token_ids) // step_tokens
             job.forward_passes += 1
+            self._model.cache.publish(job.session, job.tokens, min(job.valid, job.certain))
         self._on_step(StepReport(len(jobs), step_tokens, computed_ns))
 
     def _answer(
@@ -264,9 +275,10 @@ class Engine:
         failed: Failed,
         conversation: Conversation | None,
         prompt: Sequence[int],
+        client: str | None,
     ) -> None:
         try:
-            then(self._kept.allocate(tokens, conversation, prompt))
+            then(self._kept.allocate(tokens, conversation, prompt, client))
         except Exception as error:  # a CPU out of memory says RuntimeError
             failed(as_ours(error))
 
@@ -320,3 +332,8 @@ class Engine:
         self._scorings.fail(error)
         if self._drafting is not None:
             self._drafting.fail(error)
+
+
+def _last(job: Job) -> int:
+    """Returns the position from which a job's tokens are run whatever is known of them."""
+    return len(job.tokens) - max(job.num_logits, 1)

@@ -92,10 +92,10 @@ class Host:
         Raises the errors of the handshake, PromptError, and OverloadedError.
         """
         state = self.new_state(opening)
-        if state.capacity > self.limits.cache_tokens:
+        if state.capacity > self.info.cache_tokens:
             raise InvalidRequestError(
                 f"prompt and output may come to {state.capacity} tokens and this server's cache "
-                f"holds {self.limits.cache_tokens}; ask for fewer new tokens, or raise "
+                f"holds {self.info.cache_tokens}; ask for fewer new tokens, or raise "
                 "cloud.cache_tokens"
             )
         with self.admit(client, len(state.history), "session") as guest:
@@ -106,6 +106,7 @@ class Host:
                 partial(
                     self.engine.allocate,
                     state.capacity,
+                    client=client,
                     conversation=kept,
                     prompt=state.history,
                 ),
@@ -183,7 +184,7 @@ class Host:
         by_client = Counter(guest.client for guest in self.admission.guests)
         return [
             f"engine {running}, {engine.steps} begun so far, {engine.jobs_waiting} jobs waiting",
-            f"cache {engine.cache_tokens_in_use} of {self.limits.cache_tokens} tokens",
+            f"cache {engine.cache_tokens_in_use} of {self.info.cache_tokens} tokens",
             f"{len(self.admission.guests)} of {self.limits.max_sessions} sessions, "
             f"{self.admission.in_flight} tokens in flight",
             *(f"{count} sessions of {client}" for client, count in sorted(by_client.items())),

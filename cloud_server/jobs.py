@@ -52,6 +52,11 @@ class Job:
         """How many of the last tokens need their logits."""
         return 0 if self.check is None else self.check.num_rows
 
+    @property
+    def certain(self) -> int:
+        """How many of the tokens stand, whatever becomes of the guesses behind them."""
+        return len(self.tokens) if self.check is None else len(self.check.context)
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:

@@ -75,8 +75,17 @@ class Span:
     position: int
 
 
+def places(cache: KVCache, spans: Sequence[Span]) -> list[int]:
+    """Says where spans stand in the step and in the cache, as the kernels read it (spans.h)."""
+    return [
+        number
+        for span in spans
+        for number in (span.start, span.stop, span.position, *cache.places(span.session))
+    ]
+
+
 class KernelStep:
-    """Has the kernels attend, which hold the spans meanwhile (see kernels.cpp)."""
+    """Has the kernels attend, which hold the spans meanwhile (see kernels/)."""
 
     def attend(self, call: LayerCall, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Writes the new keys and values of every span, and attends all in one call."""
@@ -89,9 +98,7 @@ class KernelStep:
 @contextmanager
 def kernel_step(cache: KVCache, spans: Sequence[Span]) -> Iterator[None]:
     """Lets the attention calls inside a `with` block be answered by the kernels."""
-    places = [number for span in spans for number in (span.start, span.stop, span.position)]
-    keys, values = cache.buffers([span.session for span in spans])
-    torch.ops.outrider.begin_step(places, keys, values)
+    torch.ops.outrider.begin_step(places(cache, spans), cache.keys, cache.values)
     try:
         with current_step(KernelStep()):
             yield

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import ModelError, OutriderError
 from common.lm.attention import LayerCall, attention, current_step
-from common.lm.kv_cache import BLOCK, KVCache, LayerShape
+from common.lm.kv_cache import PAGE, KVCache, LayerShape
 from common.lm.loading import LoadedModel
 from common.lm.precision import dtype_name
 from common.lm.segments import Segment
@@ -84,7 +84,7 @@ def probe(lm: LanguageModel) -> None:
     length = min(12, loaded.context_length)
     first, second = _probe_tokens(loaded.vocab_size, length)
     cut, end = length // 3, length
-    cache = KVCache(lm.cache.layers, 2 * BLOCK, loaded.dtype, loaded.device)
+    cache = KVCache(lm.cache.layers, 2 * PAGE, loaded.dtype, loaded.device)
     with cache.session(length) as a, cache.session(length) as b:
         steps = [
             [Segment(a, first[:cut], 0, cut)],

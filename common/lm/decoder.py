@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from common.lm.attention import LayerCall, Span
+from common.lm.attention import LayerCall, Span, places
 from common.lm.kv_cache import KVCache
 
 MOST_TOKENS = 16
@@ -58,9 +58,7 @@ class Decoder:
         self, cache: KVCache, spans: Sequence[Span], tokens: list[int], rows: list[int]
     ) -> Tensor:
         """Returns logits `[len(rows), width]` of some rows of a step."""
-        places = [number for span in spans for number in (span.start, span.stop, span.position)]
-        keys, values = cache.buffers([span.session for span in spans])
-        logits: Tensor = self._run(tokens, places, keys, values, rows)
+        logits: Tensor = self._run(tokens, places(cache, spans), cache.keys, cache.values, rows)
         return logits
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from common.errors import ConfigError
 from common.lm.attention import LayerCall, RaggedStep, Span, current_step, kernel_step
 from common.lm.decoder import MOST_TOKENS, Decoder, has_form
-from common.lm.kv_cache import BLOCK, KVCache
+from common.lm.kv_cache import PAGE, KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
 from common.lm.wording import brief, quiet
@@ -190,7 +190,7 @@ _TRIED = ((0, 5), (5, 1), (0, 4))  # position and tokens of the steps that must 
 @contextmanager
 def _spare(layers: KVCache) -> Iterator[tuple[KVCache, int]]:
     """Makes a small cache of the same layers, with a session for the steps that are tried."""
-    cache = KVCache(layers.layers, BLOCK, layers.dtype, layers.device)
+    cache = KVCache(layers.layers, PAGE, layers.dtype, layers.device)
     with cache.session(6) as session:
         cache.extend(session, 6)
         yield cache, session

@@ -1,14 +1,17 @@
-"""Keys and values of many sessions under one token budget.
+"""Keys and values of many sessions in pages of one pool, under one token budget.
 
-Each session holds, for every layer, one contiguous buffer of keys and one of values, so that
-attention reads a slice and copies nothing. Buffers grow a block at a time: a growth copies about
-what one attention step reads anyway, and comes once in `BLOCK` tokens. The budget counts reserved
-tokens, which is what memory is spent on. Sliding-window layers keep everything: rollback is then
-a position and always exact.
+A layer has one tensor of keys and one of values, made once: memory is spent as pages are first
+written and can never be more than was promised. A session holds a list of pages. Those that begin
+its sequence may be held by others whose sequences begin alike; they are written by nobody, and a
+session that goes back behind their end goes on in pages of its own. Sliding-window layers keep
+everything: rollback is then a position and always exact.
 """
 
 from __future__ import annotations
 
+import heapq
+import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +19,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.errors import InternalError, OverloadedError
+from common.errors import ConfigError, InternalError, OverloadedError
+from common.lm.prefixes import Prefixes
 
-BLOCK = 64
-"""Tokens by which a session's buffers grow."""
+logger = logging.getLogger(__name__)
+
+PAGE = 64
+"""Tokens of a page."""
+
+SHARE = 0.9
+"""Of a GPU's free memory, what the pool takes at most: activations need some as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +42,19 @@ class LayerShape:
 
 @dataclass(slots=True)
 class _Session:
-    length: int = 0  # tokens held, 0 <= length <= reserved
-    reserved: int = 0  # tokens the buffers have room for
-    keys: list[Tensor] = field(default_factory=list)  # one a layer, [heads, reserved, key_size]
-    values: list[Tensor] = field(default_factory=list)  # one a layer, [heads, reserved, value_size]
+    owner: str | None  # whose sessions it shares pages with; None: with nobody's
+    length: int = 0  # tokens held, 0 <= length <= PAGE * len(pages)
+    pages: list[int] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)  # of the pages told to be its first ones
+    runs: tuple[int, ...] = ()  # its pages as the kernels read them, see `places`
 
 
 class KVCache:
-    """Holds keys and values of many sessions; intervals of positions are half-open."""
+    """Holds keys and values of many sessions; intervals of positions are half-open.
+
+    The token at position p of a session lies at `pages[p // PAGE] * PAGE + p % PAGE` of
+    `keys[layer]`, `[heads, capacity_tokens, key_size]`, and of `values[layer]`.
+    """
 
     def __init__(
         self,
@@ -49,24 +63,29 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Reserves nothing yet: buffers are made as sessions grow."""
+        """Makes the pool, of whole pages; raises ConfigError where there is no memory for it."""
         self.layers = tuple(layers)
-        self.capacity_tokens = capacity_tokens
         self.dtype = dtype
         self.device = torch.device(device)
+        pages = -(-self._affordable(capacity_tokens) // PAGE)
+        self.capacity_tokens = pages * PAGE
+        self.keys = [self._pool(layer.heads, layer.key_size) for layer in self.layers]
+        self.values = [self._pool(layer.heads, layer.value_size) for layer in self.layers]
+        self._free = list(range(pages))  # a heap: low pages first, so that sessions lie together
+        self._holders: Counter[int] = Counter()  # sessions that hold a page
+        self._prefixes = Prefixes()
         self._sessions: dict[int, _Session] = {}
         self._next_handle = 0
-        self._used_tokens = 0
 
     @property
     def used_tokens(self) -> int:
-        """Tokens reserved by all sessions."""
-        return self._used_tokens
+        """Tokens reserved by all sessions, in whole pages, each counted once."""
+        return self.capacity_tokens - self.free_tokens
 
     @property
     def free_tokens(self) -> int:
         """Tokens that can still be reserved."""
-        return self.capacity_tokens - self._used_tokens
+        return PAGE * len(self._free)
 
     @property
     def bytes_per_token(self) -> int:
@@ -79,10 +98,13 @@ class KVCache:
         """Handles of the sessions held, oldest first."""
         return tuple(self._sessions)
 
-    def allocate(self, tokens: int = 1) -> int:
-        """Opens a session with room for `tokens`; raises OverloadedError when there is none."""
+    def allocate(self, tokens: int = 1, owner: str | None = None) -> int:
+        """Opens a session with room for `tokens`; raises OverloadedError when there is none.
+
+        It may share what it begins with among the sessions of `owner`, see `adopt`.
+        """
         handle = self._next_handle
-        self._sessions[handle] = _Session()
+        self._sessions[handle] = _Session(owner)
         try:
             self.reserve({handle: tokens})
         except BaseException:
@@ -101,8 +123,9 @@ class KVCache:
             self.free(handle)
 
     def free(self, session: int) -> None:
-        """Drops a session and gives its tokens back."""
-        self._used_tokens -= self._get(session).reserved
+        """Drops a session and gives back the pages that no other holds."""
+        for page in self._get(session).pages:
+            self._let_go(page)
         del self._sessions[session]
 
     def length(self, session: int) -> int:
@@ -111,32 +134,39 @@ class KVCache:
 
     def reserved(self, session: int) -> int:
         """Tokens the session has room for."""
-        return self._get(session).reserved
+        return PAGE * len(self._get(session).pages)
+
+    def pages(self, session: int) -> list[int]:
+        """The session's pages, in the order of its tokens."""
+        return list(self._get(session).pages)
 
     def reserve(self, lengths: Mapping[int, int]) -> None:
         """Makes room in every named session for the stated length, or in none.
 
         Raises OverloadedError when the budget does not suffice; nothing has changed then.
         """
-        short = {h: n for h, n in lengths.items() if n > self._get(h).reserved}
-        missing = sum(n - self._get(h).reserved for h, n in short.items())
-        if missing > self.free_tokens:
-            raise OverloadedError(
-                f"the key/value cache has {self.free_tokens} of {self.capacity_tokens} tokens "
-                f"free and {missing} more are needed: retry later, or raise cache_tokens"
-            )
-        for handle, length in short.items():
-            missing -= length - self._get(handle).reserved
-            # Round up to a block, but never into room another session of this call needs.
-            rounded = -(-length // BLOCK) * BLOCK
-            spare = self.free_tokens - missing
-            self._grow(handle, min(rounded, self._get(handle).reserved + spare))
+        self._make_room({h: (self._get(h).length, n) for h, n in lengths.items()})
+
+    def place(self, spans: Mapping[int, tuple[int, int]]) -> None:
+        """Has every named session hold its tokens up to a position, and room for more to an end.
+
+        Those in between are still to be written, and lie in pages of its own. Raises
+        OverloadedError when the budget does not suffice; nothing has changed then.
+        """
+        for session, (start, end) in spans.items():
+            if not 0 <= start <= min(end, self._get(session).length):
+                raise InternalError(
+                    f"session {session} holds {self._get(session).length} tokens: cannot continue "
+                    f"from {start}"
+                )
+        self._make_room(spans)
+        for session, (_, end) in spans.items():
+            self._get(session).length = end
 
     def extend(self, session: int, tokens: int) -> None:
         """Lengthens a session by `tokens` whose keys and values are still to be written."""
-        held = self._get(session)
-        self.reserve({session: held.length + tokens})
-        held.length += tokens
+        length = self._get(session).length
+        self.place({session: (length, length + tokens)})
 
     def truncate(self, session: int, length: int) -> None:
         """Rolls a session back to its first `length` tokens; its room stays reserved."""
@@ -147,59 +177,102 @@ class KVCache:
             )
         held.length = length
 
+    def publish(self, session: int, token_ids: Sequence[int], count: int) -> None:
+        """Lets others of the same owner share the whole pages of its first `count` tokens.
+
+        `token_ids` begins with these.
+        """
+        held = self._get(session)
+        if held.owner is None:
+            return
+        whole = min(held.length, count) // PAGE
+        for index in range(len(held.digests), whole):
+            tokens = token_ids[index * PAGE : (index + 1) * PAGE]
+            digest = self._prefixes.digest(held.owner, held.digests, tokens)
+            held.digests.append(digest)
+            self._prefixes.offer(digest, held.pages[index])
+
+    def adopt(self, session: int, token_ids: Sequence[int], count: int) -> int:
+        """Goes on in pages of others, as far as they hold what follows in `token_ids`.
+
+        Holds at most its first `count` then; the session's own are these as far as they go.
+        Returns how many it holds.
+        """
+        held = self._get(session)
+        if held.owner is None or held.length != PAGE * len(held.digests):
+            return held.length
+        for index in range(len(held.digests), min(len(held.pages), count // PAGE)):
+            tokens = token_ids[index * PAGE : (index + 1) * PAGE]
+            digest = self._prefixes.digest(held.owner, held.digests, tokens)
+            page = self._prefixes.find(digest)
+            if page is None:
+                break
+            self._let_go(held.pages[index])
+            self._holders[page] += 1
+            held.pages[index] = page
+            held.digests.append(digest)
+            held.length += PAGE
+            held.runs = ()
+        return held.length
+
+    def withhold(self, session: int) -> None:
+        """Lets nobody more share the pages of a session."""
+        for page in self._get(session).pages:
+            self._prefixes.withdraw(page)
+
+    def places(self, session: int) -> tuple[int, ...]:
+        """Says where a session's pages lie, for the kernels: their runs, each (first, tokens)."""
+        held = self._get(session)
+        if not held.runs:
+            runs: list[int] = []
+            for page in held.pages:
+                if runs and page * PAGE == runs[-2] + runs[-1]:
+                    runs[-1] += PAGE
+                else:
+                    runs += (page * PAGE, PAGE)
+            held.runs = (len(runs) // 2, *runs)
+        return held.runs
+
     def write(self, session: int, layer: int, start: int, key: Tensor, value: Tensor) -> None:
         """Stores `[heads, n, size]` keys and values at positions [start, start + n)."""
-        held = self._get(session)
-        stop = start + key.shape[1]
-        if not 0 <= start <= stop <= held.length:
-            raise InternalError(
-                f"session {session} holds {held.length} tokens: cannot write [{start}, {stop})"
-            )
-        held.keys[layer][:, start:stop] = key
-        held.values[layer][:, start:stop] = value
+        at = 0
+        for place in self._slices(session, start, start + key.shape[1], "write"):
+            n = place.stop - place.start
+            self.keys[layer][:, place] = key[:, at : at + n]
+            self.values[layer][:, place] = value[:, at : at + n]
+            at += n
 
     def read(self, session: int, layer: int, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Views `[heads, stop - start, size]` keys and values of positions [start, stop)."""
-        held = self._get(session)
-        if not 0 <= start <= stop <= held.length:
-            raise InternalError(
-                f"session {session} holds {held.length} tokens: cannot read [{start}, {stop})"
-            )
-        return held.keys[layer][:, start:stop], held.values[layer][:, start:stop]
+        """Returns `[heads, stop - start, size]` keys and values of positions [start, stop).
 
-    def buffers(self, sessions: Sequence[int]) -> tuple[list[Tensor], list[Tensor]]:
-        """Lists whole key and value buffers, layer by layer and in each one a session."""
-        held = [self._get(session) for session in sessions]
-        layers = range(len(self.layers))
-        keys = [one.keys[layer] for layer in layers for one in held]
-        return keys, [one.values[layer] for layer in layers for one in held]
+        Views, where the pages lie together.
+        """
+        places = self._slices(session, start, stop, "read")
+        if len(places) == 1:
+            return self.keys[layer][:, places[0]], self.values[layer][:, places[0]]
+        keys, values = (
+            torch.cat([pool[:, place] for place in places], 1) if places else pool[:, :0]
+            for pool in (self.keys[layer], self.values[layer])
+        )
+        return keys, values
 
     def check_integrity(self) -> None:
         """Raises InternalError, with the numbers, when the books do not balance."""
-        reserved = sum(held.reserved for held in self._sessions.values())
-        if reserved != self._used_tokens or not 0 <= reserved <= self.capacity_tokens:
+        held = Counter(page for one in self._sessions.values() for page in one.pages)
+        if held != +self._holders:
+            raise InternalError(f"cache books: {+self._holders} hold pages, and sessions {held}")
+        pages = self.capacity_tokens // PAGE
+        if sorted([*held, *self._free]) != list(range(pages)):
             raise InternalError(
-                f"cache books: {reserved} tokens reserved by sessions, {self._used_tokens} "
-                f"counted as used, capacity {self.capacity_tokens}"
+                f"cache books: of {pages} pages {len(held)} are held and {len(self._free)} free"
             )
-        for handle, held in self._sessions.items():
-            if not 0 <= held.length <= held.reserved:
+        if stray := self._prefixes.pages - held.keys():
+            raise InternalError(f"cache books: pages {sorted(stray)} are shared and held by nobody")
+        for handle, one in self._sessions.items():
+            if not 0 <= one.length <= PAGE * len(one.pages):
                 raise InternalError(
-                    f"session {handle}: length {held.length}, reserved {held.reserved}"
+                    f"session {handle}: length {one.length}, reserved {PAGE * len(one.pages)}"
                 )
-            for index, shape in enumerate(self.layers):
-                want = (shape.heads, held.reserved, shape.key_size)
-                if tuple(held.keys[index].shape) != want:
-                    raise InternalError(
-                        f"session {handle}, layer {index}: keys {tuple(held.keys[index].shape)}, "
-                        f"expected {want}"
-                    )
-                want = (shape.heads, held.reserved, shape.value_size)
-                if tuple(held.values[index].shape) != want:
-                    raise InternalError(
-                        f"session {handle}, layer {index}: values "
-                        f"{tuple(held.values[index].shape)}, expected {want}"
-                    )
 
     def _get(self, session: int) -> _Session:
         try:
@@ -207,28 +280,94 @@ class KVCache:
         except KeyError:
             raise InternalError(f"no session {session} in the key/value cache") from None
 
-    def _grow(self, handle: int, reserved: int) -> None:
-        held = self._get(handle)
-        keys, values = [], []
-        for index, shape in enumerate(self.layers):
-            key = self._empty(shape.heads, reserved, shape.key_size)
-            value = self._empty(shape.heads, reserved, shape.value_size)
-            if held.length:
-                key[:, : held.length] = held.keys[index][:, : held.length]
-                value[:, : held.length] = held.values[index][:, : held.length]
-            keys.append(key)
-            values.append(value)
-        # Swapped in only when all layers have succeeded, so that running out of memory on the
-        # way leaves the session as it was.
-        held.keys, held.values = keys, values
-        self._used_tokens += reserved - held.reserved
-        held.reserved = reserved
-
-    def _empty(self, *shape: int) -> Tensor:
-        try:
-            return torch.empty(shape, dtype=self.dtype, device=self.device)
-        except torch.OutOfMemoryError as error:
+    def _make_room(self, spans: Mapping[int, tuple[int, int]]) -> None:
+        missing = sum(self._missing(self._get(h), *span) for h, span in spans.items())
+        if missing > len(self._free):
             raise OverloadedError(
-                f"{self.device} has no memory left for the key/value cache, though its budget of "
-                f"{self.capacity_tokens} tokens does: retry later, or lower cache_tokens"
+                f"the key/value cache has {self.free_tokens} of {self.capacity_tokens} tokens "
+                f"free and {PAGE * missing} more are needed, in pages of {PAGE}: retry later, or "
+                "raise cache_tokens"
+            )
+        for session, (start, end) in spans.items():
+            held = self._get(session)
+            self._part(held, start)
+            while PAGE * len(held.pages) < end:
+                held.pages.append(self._take())
+                held.runs = ()
+
+    def _missing(self, held: _Session, start: int, end: int) -> int:
+        """Counts the pages a session needs to be written from `start` to `end`."""
+        shared = held.pages[start // PAGE : len(held.digests)]
+        grown = -(-end // PAGE) - len(held.pages)
+        return sum(self._holders[page] > 1 for page in shared) + max(0, grown)
+
+    def _part(self, held: _Session, start: int) -> None:
+        """Has a session share no page it may write from `start` on."""
+        first = start // PAGE
+        for index in range(first, len(held.digests)):
+            page = held.pages[index]
+            self._prefixes.withdraw(page)
+            if self._holders[page] > 1:
+                held.pages[index] = own = self._take()
+                for pool in (*self.keys, *self.values):
+                    kept = slice(0, start - index * PAGE if index == first else 0)
+                    pool[:, own * PAGE :][:, kept] = pool[:, page * PAGE :][:, kept]
+                self._let_go(page)
+                held.runs = ()
+        del held.digests[first:]
+
+    def _take(self) -> int:
+        page = heapq.heappop(self._free)
+        self._holders[page] = 1
+        return page
+
+    def _let_go(self, page: int) -> None:
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            del self._holders[page]
+            self._prefixes.withdraw(page)
+            heapq.heappush(self._free, page)
+
+    def _slices(self, session: int, start: int, stop: int, what: str) -> list[slice]:
+        """Returns where positions [start, stop) of a session lie in the pool."""
+        held = self._get(session)
+        if not 0 <= start <= stop <= held.length:
+            raise InternalError(
+                f"session {session} holds {held.length} tokens: cannot {what} [{start}, {stop})"
+            )
+        slices, at = [], 0
+        runs = self.places(session)[1:]
+        for first, tokens in zip(runs[::2], runs[1::2], strict=True):
+            low, high = max(start, at), min(stop, at + tokens)
+            if low < high:
+                slices.append(slice(first + low - at, first + high - at))
+            at += tokens
+        return slices
+
+    def _affordable(self, tokens: int) -> int:
+        """Returns for how many tokens, at most so many, a GPU has memory that is not in use.
+
+        Elsewhere memory is spent when it is first written, and nothing is known before.
+        """
+        if self.device.type != "cuda":
+            return tokens
+        free, _ = torch.cuda.mem_get_info(self.device)
+        fitting = int(SHARE * free) // self.bytes_per_token
+        if fitting < tokens:
+            logger.warning(
+                "%s has room for keys and values of %d tokens, of %d asked",
+                self.device, fitting, tokens,
+            )  # fmt: skip
+        return max(1, min(tokens, fitting))
+
+    def _pool(self, heads: int, size: int) -> Tensor:
+        try:
+            return torch.empty(
+                (heads, self.capacity_tokens, size), dtype=self.dtype, device=self.device
+            )
+        except RuntimeError as error:  # of which running out of memory is a kind, or not
+            gib = self.capacity_tokens * self.bytes_per_token / 2**30
+            raise ConfigError(
+                f"{self.device} has no memory for keys and values of {self.capacity_tokens} "
+                f"tokens, {gib:.1f} GiB: lower cache_tokens"
             ) from error

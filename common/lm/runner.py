@@ -28,7 +28,8 @@ class LanguageModel:
     ) -> None:
         """Makes the cache and proves the architecture; raises ModelError when it cannot be served.
 
-        `cache_tokens` is the budget of the key/value cache over all sessions. `compile_mode` off
+        `cache_tokens` is the budget of the key/value cache over all sessions, less where a GPU has
+        no memory for so many. `compile_mode` off
         runs transformers' module as it is; auto and on run it with our kernels, ConfigError if on
         cannot be had (see execution.py).
         """
@@ -71,10 +72,7 @@ class LanguageModel:
     def forward_in(self, cache: KVCache, segments: Sequence[Segment]) -> Tensor:
         """Does what `forward` does, over another cache of the same layers."""
         self._check(cache, segments)
-        cache.reserve({segment.session: segment.end for segment in segments})
-        for segment in segments:
-            cache.truncate(segment.session, segment.position)
-            cache.extend(segment.session, len(segment.token_ids))
+        cache.place({segment.session: (segment.position, segment.end) for segment in segments})
         try:
             return self._run(cache, segments)
         except BaseException:

@@ -1,9 +1,11 @@
-// Attention of some tokens of a session to its keys and values, read once, where they lie.
+// Attention of some tokens of a session to its keys and values, read once, in the pages they lie in.
 
 #pragma once
 
 #include "lanes.h"
 #include "product.h"
+
+#include <c10/util/ArrayRef.h>
 
 #include <algorithm>
 #include <cmath>
@@ -12,9 +14,37 @@
 
 namespace outrider {
 
+struct Run {
+  int64_t first, tokens;  // of the pool
+};
+
 struct Span {
   int64_t start, stop, position;  // rows of the step, and where the first stands in its session
+  std::vector<Run> runs;          // the session's tokens in the pool, in order
+
+  // Calls with (position, place in the pool, tokens) for each piece of [from, to) in one run.
+  template <typename Visit>
+  void pieces(int64_t from, int64_t to, const Visit& visit) const {
+    int64_t at = 0;
+    for (const Run& run : runs) {
+      const int64_t low = std::max(from, at), high = std::min(to, at + run.tokens);
+      if (low < high) visit(low, run.first + low - at, high - low);
+      at += run.tokens;
+    }
+  }
 };
+
+// Reads start, stop, position, the number of runs and these, one span after the other.
+inline std::vector<Span> read_spans(at::IntArrayRef places) {
+  std::vector<Span> spans;
+  for (size_t i = 0; i < places.size();) {
+    Span span{places[i], places[i + 1], places[i + 2], {}};
+    int64_t left = places[i + 3];
+    for (i += 4; left > 0; --left, i += 2) span.runs.push_back({places[i], places[i + 1]});
+    spans.push_back(std::move(span));
+  }
+  return spans;
+}
 
 struct Queries {
   const float* data;
@@ -63,8 +93,9 @@ inline void gather(const float* weights, const float* values, float* out, int64_
     for (int64_t j = 0; j < count; ++j) out[d] += weights[j] * values[j * size + d];
 }
 
-// Queries [begin, end) of a span, of all heads that share one key head, against its keys. Softmax
-// goes on from block to block, with the largest score so far.
+// Queries [begin, end) of a span, of all heads that share one key head, against its keys; `keys` and
+// `values` are that head's in the pool. Softmax goes on from block to block, with the largest score
+// so far.
 inline void attend_head(const Queries& query, const Span& span, int64_t begin, int64_t end,
                         const float* keys, const float* values, int64_t size, int64_t value_size,
                         int64_t head, int64_t groups, const Call& call, float* output,
@@ -83,8 +114,10 @@ inline void attend_head(const Queries& query, const Span& span, int64_t begin, i
   const int64_t first_key = call.window ? std::max<int64_t>(0, first_query - call.window + 1) : 0;
   for (int64_t from = first_key; from <= last_query; from += BLOCK) {
     const int64_t block = std::min(BLOCK, last_query + 1 - from);
-    product(queries.data(), keys + from * size, nullptr, scores.data(), stacked, size, BLOCK, 0,
-            block);
+    span.pieces(from, from + block, [&](int64_t at, int64_t place, int64_t tokens) {
+      product(queries.data(), keys + place * size, nullptr, scores.data() + at - from, stacked, size,
+              BLOCK, 0, tokens);
+    });
     for (int64_t row = 0; row < stacked; ++row) {
       const int64_t at = first_query + row % count;
       const int64_t lowest = call.window ? std::max<int64_t>(from, at - call.window + 1) : from;
@@ -105,7 +138,9 @@ inline void attend_head(const Queries& query, const Span& span, int64_t begin, i
       }
       largest[row] = now;
       total[row] += weigh(row_scores + low, high - low, now);
-      gather(row_scores + low, values + lowest * value_size, row_out, high - low, value_size);
+      span.pieces(lowest, from + high, [&](int64_t at, int64_t place, int64_t tokens) {
+        gather(row_scores + at - from, values + place * value_size, row_out, tokens, value_size);
+      });
     }
   }
   for (int64_t g = 0; g < groups; ++g)

@@ -126,15 +126,13 @@ class Decoder : public torch::CustomClassHolder {
     }
   }
 
-  // tokens [T]; places (start, stop, position) a span; keys and values as of begin_step; returns
-  // the logits of `rows`, [len(rows), vocabulary].
+  // tokens [T]; places, keys and values as of begin_step; returns the logits of `rows`,
+  // [len(rows), vocabulary].
   Tensor run(const std::vector<int64_t>& tokens, const std::vector<int64_t>& places,
              const std::vector<Tensor>& keys, const std::vector<Tensor>& values,
              const std::vector<int64_t>& rows) const {
-    Step step{tokens, rows, keys, values};
-    for (size_t i = 0; i < places.size(); i += 3)
-      step.spans.push_back({places[i], places[i + 1], places[i + 2]});
-    TORCH_CHECK(layers_.size() * step.spans.size() == keys.size(), "keys are not a layer's each");
+    const Step step{tokens, rows, keys, values, read_spans(places)};
+    TORCH_CHECK(layers_.size() == keys.size(), "keys are not a layer's each");
     for (const int64_t token : tokens)
       TORCH_CHECK(0 <= token && token < embedding_.size(0), "no token ", token);
     Tensor output = at::empty({static_cast<int64_t>(rows.size()), head_.outer}, embedding_.options());
@@ -248,8 +246,7 @@ class Decoder : public torch::CustomClassHolder {
   void attend(const Step& step, const Workspace& work, int64_t index, int64_t which, int64_t head) const {
     const Layer& layer = layers_[index];
     const Span& span = step.spans[which];
-    const Tensor& keys = step.keys[index * step.spans.size() + which];
-    const Tensor& values = step.values[index * step.spans.size() + which];
+    const Tensor &keys = step.keys[index], &values = step.values[index];
     float* const held_keys = keys.mutable_data_ptr<float>() + head * keys.stride(0);
     float* const held_values = values.mutable_data_ptr<float>() + head * values.stride(0);
     const int64_t groups = heads_ / kv_heads_;
@@ -262,10 +259,15 @@ class Decoder : public torch::CustomClassHolder {
       for (int64_t g = head * groups; g < (head + 1) * groups; ++g)
         turn(work.query + (row * heads_ + g) * size_, layer.query_norm, row);
       turn(key, layer.key_norm, row);
-      const int64_t at = span.position + row - span.start;
-      std::copy_n(key, size_, held_keys + at * size_);
-      std::copy_n(work.value + (row * kv_heads_ + head) * size_, size_, held_values + at * size_);
     }
+    int64_t row = span.start;
+    span.pieces(span.position, span.position + span.stop - span.start, [&](int64_t, int64_t place, int64_t tokens) {
+      for (const int64_t end = place + tokens; place < end; ++place, ++row) {
+        const int64_t from = (row * kv_heads_ + head) * size_;
+        std::copy_n(work.key + from, size_, held_keys + place * size_);
+        std::copy_n(work.value + from, size_, held_values + place * size_);
+      }
+    });
     const Queries queries{work.query, size_, heads_ * size_};
     attend_head(queries, span, 0, span.stop - span.start, held_keys, held_values, size_, size_, head,
                 groups, layer.call, work.attention, heads_);

@@ -48,14 +48,18 @@ Tensor linear(const Tensor& input, const Tensor& weight, const std::optional<Ten
 
 struct Step {
   std::vector<Span> spans;
-  std::vector<Tensor> keys, values;  // layer by layer, one a span: [heads, reserved, size]
+  std::vector<Tensor> keys, values;  // one a layer: [heads, tokens of the pool, size]
 };
 
 thread_local std::optional<Step> current;
 
 void store_new(const Tensor& given, const Tensor& held, const Span& span) {
-  held.slice(1, span.position, span.position + span.stop - span.start)
-      .copy_(given.slice(1, span.start, span.stop));
+  int64_t row = span.start;
+  span.pieces(span.position, span.position + span.stop - span.start,
+              [&](int64_t, int64_t place, int64_t tokens) {
+                held.slice(1, place, place + tokens).copy_(given.slice(1, row, row + tokens));
+                row += tokens;
+              });
 }
 
 Tensor last_dense(const Tensor& given) {
@@ -66,10 +70,11 @@ Tensor last_dense(const Tensor& given) {
 Tensor attend(const Tensor& given_query, const Tensor& key, const Tensor& value, int64_t layer,
               double scaling, int64_t window, double softcap) {
   TORCH_CHECK(current, "attention was called outside a step");
-  TORCH_CHECK((layer + 1) * current->spans.size() <= current->keys.size(), "no layer ", layer);
+  TORCH_CHECK(layer < static_cast<int64_t>(current->keys.size()), "no layer ", layer);
   const Call call{scaling, window, softcap};
   const Step& step = *current;
   const Tensor query = last_dense(given_query);
+  const Tensor &keys = step.keys[layer], &values = step.values[layer];
   const int64_t heads = query.size(0), size = query.size(2), kv_heads = key.size(0);
   const int64_t value_size = value.size(2), groups = heads / kv_heads;
   Tensor output = at::empty({query.size(1), heads, value_size}, query.options());
@@ -81,10 +86,9 @@ Tensor attend(const Tensor& given_query, const Tensor& key, const Tensor& value,
   int64_t work = 0;
   for (size_t s = 0; s < step.spans.size(); ++s) {
     const Span& span = step.spans[s];
-    const size_t held = layer * step.spans.size() + s;
     const int64_t count = span.stop - span.start, end = span.position + count;
-    store_new(key, step.keys[held], span);
-    store_new(value, step.values[held], span);
+    store_new(key, keys, span);
+    store_new(value, values, span);
     // A prompt from its start, without a window that bites: BLAS has the better blocks.
     if (span.position == 0 && count > QUERIES && softcap == 0 && (!window || window >= count)) {
       const Tensor rows = at::scaled_dot_product_attention(
@@ -106,9 +110,6 @@ Tensor attend(const Tensor& given_query, const Tensor& key, const Tensor& value,
   at::parallel_for(0, number, grain, [&](int64_t from, int64_t to) {
     for (int64_t i = from; i < to; ++i) {
       const Task& task = tasks[i];
-      const size_t held = layer * step.spans.size() + task.span;
-      const Tensor& keys = step.keys[held];
-      const Tensor& values = step.values[held];
       attend_head(queries, step.spans[task.span], task.begin, task.end,
                   keys.const_data_ptr<float>() + task.head * keys.stride(0),
                   values.const_data_ptr<float>() + task.head * values.stride(0), size, value_size,
@@ -118,13 +119,8 @@ Tensor attend(const Tensor& given_query, const Tensor& key, const Tensor& value,
   return output;
 }
 
-void begin_step(at::IntArrayRef spans, at::TensorList keys, at::TensorList values) {
-  Step step;
-  for (size_t i = 0; i < spans.size(); i += 3)
-    step.spans.push_back({spans[i], spans[i + 1], spans[i + 2]});
-  step.keys = keys.vec();
-  step.values = values.vec();
-  current = std::move(step);
+void begin_step(at::IntArrayRef places, at::TensorList keys, at::TensorList values) {
+  current = {read_spans(places), keys.vec(), values.vec()};
 }
 
 void end_step() { current.reset(); }
@@ -140,7 +136,7 @@ TORCH_LIBRARY(outrider, library) {
   library.def(
       "attend(Tensor query, Tensor key, Tensor value, int layer, float scaling, int window, "
       "float softcap) -> Tensor");
-  library.def("begin_step(int[] spans, Tensor[] keys, Tensor[] values) -> ()", &begin_step);
+  library.def("begin_step(int[] places, Tensor[] keys, Tensor[] values) -> ()", &begin_step);
   library.def("end_step() -> ()", &end_step);
 }
 

@@ -42,10 +42,10 @@ def test_a_missing_model_is_named(tmp_path: Path) -> None:
 def test_a_draft_beside_the_target_has_its_tokenizer_and_a_cache_as_large(
     tiny_pair: Pair, tmp_path: Path
 ) -> None:
-    config = Config(cloud=CloudSection(cache_tokens=777), engine=EngineSection(compile="off"))
+    config = Config(cloud=CloudSection(cache_tokens=768), engine=EngineSection(compile="off"))
     target = load_target(str(tiny_pair.target), config)
     draft = load_draft(str(tiny_pair.draft), target, config)
-    assert draft.cache.capacity_tokens == target.cache.capacity_tokens == 777
+    assert draft.cache.capacity_tokens == target.cache.capacity_tokens == 768
     assert (draft.dtype, draft.loaded.device) == (target.dtype, target.loaded.device)
     other = save(tiny_llama(), tmp_path / "other")
     tiny_tokenizer(VOCAB_SIZE - 5).save_pretrained(other)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cloud_server.kept import MOST_KEPT, KeptCaches
 from common.config import CloudSection
 from common.errors import OverloadedError
-from common.lm.kv_cache import BLOCK, KVCache, LayerShape
+from common.lm.kv_cache import PAGE, KVCache, LayerShape
 from common.types import OpenSession, SamplingParams, StopParams
 from tests.models import language_model
 from tests.three_arms import hosting
@@ -29,7 +29,7 @@ def ended(kept: KeptCaches, cache: KVCache, name: tuple[str, bytes], tokens: lis
 
 
 def test_the_next_turn_begins_with_what_agrees() -> None:
-    cache = KVCache(LAYERS, 10 * BLOCK)
+    cache = KVCache(LAYERS, 10 * PAGE)
     kept = KeptCaches(cache)
     session = ended(kept, cache, MINE, [1, 2, 3, 4])
     assert kept.allocate(9, MINE, [1, 2, 3, 9, 9]) == session
@@ -38,7 +38,7 @@ def test_the_next_turn_begins_with_what_agrees() -> None:
 
 
 def test_a_cache_is_kept_no_further_than_it_was_run() -> None:
-    cache = KVCache(LAYERS, 10 * BLOCK)
+    cache = KVCache(LAYERS, 10 * PAGE)
     kept = KeptCaches(cache)
     session = kept.allocate(8)
     cache.extend(session, 2)
@@ -47,7 +47,7 @@ def test_a_cache_is_kept_no_further_than_it_was_run() -> None:
 
 
 def test_nobody_else_is_served_from_it() -> None:
-    cache = KVCache(LAYERS, 10 * BLOCK)
+    cache = KVCache(LAYERS, 10 * PAGE)
     kept = KeptCaches(cache)
     ended(kept, cache, MINE, [1, 2, 3])
     assert cache.length(kept.allocate(3, YOURS, [1, 2, 3])) == 0
@@ -55,7 +55,7 @@ def test_nobody_else_is_served_from_it() -> None:
 
 
 def test_it_is_lent_once() -> None:
-    cache = KVCache(LAYERS, 10 * BLOCK)
+    cache = KVCache(LAYERS, 10 * PAGE)
     kept = KeptCaches(cache)
     ended(kept, cache, MINE, [1, 2, 3])
     assert cache.length(kept.allocate(3, MINE, [1, 2, 3])) == 3
@@ -63,13 +63,13 @@ def test_it_is_lent_once() -> None:
 
 
 def test_it_gives_way_to_a_session_that_needs_the_room() -> None:
-    cache = KVCache(LAYERS, 2 * BLOCK)
+    cache = KVCache(LAYERS, 2 * PAGE)
     kept = KeptCaches(cache)
     ended(kept, cache, MINE, [1, 2, 3])
     ended(kept, cache, YOURS, [1, 2, 3])
-    kept.allocate(BLOCK)
+    kept.allocate(PAGE)
     assert len(kept) == 1  # the oldest went
-    kept.allocate(BLOCK)
+    kept.allocate(PAGE)
     assert len(kept) == 0
     with pytest.raises(OverloadedError):
         kept.allocate(1)
@@ -77,17 +77,17 @@ def test_it_gives_way_to_a_session_that_needs_the_room() -> None:
 
 
 def test_others_give_way_to_a_turn_that_needs_more_room_than_the_one_before() -> None:
-    cache = KVCache(LAYERS, 3 * BLOCK)
+    cache = KVCache(LAYERS, 3 * PAGE)
     kept = KeptCaches(cache)
     ended(kept, cache, MINE, [1, 2, 3])
-    ended(kept, cache, YOURS, [1] * 2 * BLOCK)
-    session = kept.allocate(2 * BLOCK, MINE, [1, 2, 3])
+    ended(kept, cache, YOURS, [1] * 2 * PAGE)
+    session = kept.allocate(2 * PAGE, MINE, [1, 2, 3])
     assert (cache.length(session), len(kept)) == (3, 0)
     cache.check_integrity()
 
 
 def test_no_more_are_kept_than_may_be() -> None:
-    cache = KVCache(LAYERS, 1000 * BLOCK)
+    cache = KVCache(LAYERS, 1000 * PAGE)
     kept = KeptCaches(cache)
     for number in range(MOST_KEPT + 5):
         ended(kept, cache, ("me", bytes([number])), [1])
@@ -95,14 +95,14 @@ def test_no_more_are_kept_than_may_be() -> None:
 
 
 NAMES = st.sampled_from([None, MINE, YOURS])
-PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=3 * BLOCK)
+PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=3 * PAGE)
 
 
 @given(st.lists(st.tuples(NAMES, PROMPTS, st.booleans()), max_size=20))
 def test_the_books_balance_whatever_comes(
     turns: list[tuple[tuple[str, bytes] | None, list[int], bool]],
 ) -> None:
-    cache = KVCache(LAYERS, 4 * BLOCK)
+    cache = KVCache(LAYERS, 4 * PAGE)
     kept = KeptCaches(cache)
     for name, prompt, ends in turns:
         session = kept.allocate(len(prompt), name, prompt)  # all else gives way

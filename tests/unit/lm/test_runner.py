@@ -42,6 +42,28 @@ def stock_rows(lm: LanguageModel, history: list[int], count: int) -> Tensor:
     return stock_logits(lm.loaded, history)[len(history) - count :]
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma2"])
+def test_where_pages_lie_changes_no_bit(architecture: str) -> None:
+    """Else a text would depend, in a near tie, on who else was there."""
+    prompt, steps = tokens(200), ([7], [5, 6, 7, 8], tokens(30, 1))
+
+    def logits(apart: bool) -> list[Tensor]:
+        lm = language_model(architecture, compile_mode="auto")
+        fillers = [lm.cache.allocate() for _ in range(6)]
+        for filler in fillers[:: 2 if apart else 1]:
+            lm.cache.free(filler)
+        with lm.cache.session(300) as session:
+            assert (lm.cache.places(session)[0] > 1) == apart
+            found, position = [lm.forward([Segment(session, prompt, 0, 3)])], len(prompt)
+            for step in steps:
+                found.append(lm.forward([Segment(session, step, position, len(step))]))
+                position += len(step)
+        return found
+
+    for together, apart in zip(logits(False), logits(True), strict=True):
+        assert torch.equal(together, apart)
+
+
 @pytest.fixture
 def llama() -> Iterator[LanguageModel]:
     lm = language_model("llama", cache_tokens=256)
