@@ -14,9 +14,10 @@ falls back, and when the client commits some without asking, it stays: the next 
 is missing.
 
 Where the target runs ahead, its tokens come between the verdicts and are confirmed like theirs:
-guesses that agree are confirmed and those behind them stand, others are overtaken. A verdict
-then brings only what lies beyond the history and must agree with what does not; a draft that
-was overtaken may get one as well, as all that the server says is the target's own.
+guesses that agree are confirmed and those behind them stand, others are overtaken. A draft whose
+bonus token has come so is passed: its verdict may add none, and nothing is sent behind it. A
+verdict then brings only what lies beyond the history and must agree with what does not; a draft
+that was overtaken may get one as well, as all that the server says is the target's own.
 """
 
 from __future__ import annotations
@@ -101,8 +102,10 @@ class ClientSession:
 
     @property
     def num_standing(self) -> int:
-        """How many of these are not overtaken."""
-        return sum(draft.epoch == self._epoch for draft in self._in_flight)
+        """How many of these are neither overtaken nor passed: what follows them is unknown."""
+        known = len(self._history)
+        mine = (draft for draft in self._in_flight if draft.epoch == self._epoch)
+        return sum(_end(draft) >= known for draft in mine)
 
     @property
     def num_sent_tokens(self) -> int:
@@ -276,6 +279,11 @@ class ClientSession:
                 f"{event}, but the session "
                 f"{'is finished' if self._finished else f'has {self.num_in_flight} in flight'}"
             )
+
+
+def _end(draft: Draft) -> int:
+    """Returns where the bonus token stands if all of a draft is accepted."""
+    return draft.position + len(draft.confirmed_token_ids) + len(draft.token_ids)
 
 
 def _broken(said: Verdict | AheadTokens, expected: str) -> InternalError:

@@ -181,3 +181,28 @@ class RunAheadPairMachine(RuleBasedStateMachine):
 
 
 TestRunAheadPair = RunAheadPairMachine.TestCase
+
+
+def test_behind_a_draft_that_the_target_has_passed_nothing_is_assumed() -> None:
+    """Its verdict makes no token more, so none may be built on."""
+    truth, server = undisturbed(), opened(())
+    client, start = ClientSession(PROMPT, run_ahead=9), len(PROMPT)
+    client.guess(truth[start : start + 1])
+    first = client.next_draft()
+    for position in range(start, start + 2):
+        draft = Draft(0, position, 0)
+        check = server.admit(draft)
+        assert isinstance(check, Check)
+        server.settle(draft, check, judged(check))
+        told = AheadTokens(position, (server.history[-1],), None, StepTiming())
+        client.receive_ahead(told)
+    client.guess(truth[start + 2 : start + 4])
+    second = client.next_draft()
+    assert second.assumed_bonus_token_id is None
+    told_first = server.admit(first)
+    assert isinstance(told_first, Verdict)
+    client.apply(told_first)
+    check = server.admit(second)
+    assert isinstance(check, Check)
+    client.apply(server.settle(second, check, judged(check)))
+    assert client.history == truth[: start + 5]
