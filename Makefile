@@ -95,7 +95,7 @@ lock:
 	build/lock/bin/pip install --quiet '.[dev]'
 	build/lock/bin/pip freeze --exclude torch --exclude outrider > requirements-dev.lock
 
-# The engine against transformers, about five minutes; nothing else should run meanwhile.
+# The engine against transformers and the arms against each other, about six minutes; nothing else should run meanwhile.
 bench: install-dev
 	$(BIN)/python -m benchmarks.engine
 

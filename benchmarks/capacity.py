@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--tpot-ms", type=numbers, default=(5, 10, 20, 40))
     parser.add_argument("--compile", choices=("on", "off"), default="on")
     options = parser.parse_args()
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     with serving(
         options.target, "--draft-model", str(options.draft),
         "--set", f"engine.compile={options.compile}",

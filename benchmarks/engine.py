@@ -4,7 +4,8 @@
 
 The large model is random, with the shape of Qwen2.5-0.5B (494 million parameters); the small ones
 are the bundled pair. Both sides of a ratio take turns; 64 tokens of context. Figures that need the
-server and the client are those of `bench` (engine_arms.py).
+server and the client are those of `bench` (engine_arms.py), of its loop in this process
+(edge_overhead.py), and of a short load that replays recorded drafts (engine_capacity.py).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from benchmarks.engine_arms import Row, arms
+from benchmarks.engine_capacity import capacities
+from benchmarks.memory import peak_bytes
 from benchmarks.sampling import half_a_billion
 from benchmarks.tables import Table, environment
 from common.lm.execution import CompileMode
@@ -145,10 +148,8 @@ def start_up(mode: CompileMode) -> dict[str, float]:
     lm.compile()
     call = step(lm, 1, 1)
     call()
-    status = Path("/proc/self/status").read_text()
-    peak_kib = next(int(s.split()[1]) for s in status.splitlines() if s.startswith("VmHWM"))
     weights = 4 * lm.loaded.parameters + lm.cache.bytes_per_token * lm.cache.used_tokens
-    return {"first_s": first_s, "peak_mb": peak_kib * 1024 / 1e6, "weights_mb": weights / 1e6}
+    return {"first_s": first_s, "peak_mb": peak_bytes() / 1e6, "weights_mb": weights / 1e6}
 
 
 def start_ups() -> list[Row]:
@@ -196,7 +197,7 @@ def main() -> None:
     if options.start_up is not None:
         print(json.dumps(start_up(options.start_up)))
         return
-    rows = [*steps(), *arms(DEMO), *start_ups()]
+    rows = [*steps(), *arms(DEMO), *capacities(DEMO), *start_ups()]
     if options.out is None:
         print(page(rows))
         return

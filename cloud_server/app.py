@@ -119,6 +119,7 @@ async def _serve(load: Callable[[], Models], cloud: CloudSection, access: Access
         logger.info("draining for at most %s s; a second signal stops at once", cloud.drain_seconds)
         await lifecycle.enter("draining")
         host.admission.closed = "this server is draining; ask another one"
+        host.engine.hurry()
         drained = asyncio.ensure_future(_guests_gone(host, unary))
         again = asyncio.ensure_future(told_to_stop.get())
         await asyncio.wait(
@@ -165,6 +166,7 @@ def _host(models: Models, cloud: CloudSection, metrics: Metrics) -> Host:
         clock=time.monotonic_ns,
         on_step=metrics.observe_step,
         drafting=drafting,
+        window_ns=round(cloud.batch_window_ms * 1e6),
     )
     return Host(
         engine=engine,

@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-import torch
-
-from cloud_server.acceptance import Judged, judge
 from cloud_server.drafting import Drafting
 from cloud_server.jobs import TOO_LATE, Clock, Failed, Job, StepReport, as_ours
 from cloud_server.kept import Conversation, KeptCaches
-from cloud_server.scheduler import Waiting, plan_step
 from cloud_server.scoring import Scoring, Scorings
+from cloud_server.step import answer, form_step
+from cloud_server.window import holds_ns
 from common.errors import DeadlineError, InternalError, OutriderError, UnavailableError
-from common.lm.runner import LanguageModel, Segment
-from common.types import StepTiming
+from common.lm.runner import LanguageModel
 
 
 class Engine:
@@ -36,12 +34,14 @@ class Engine:
         clock: Clock,
         on_step: Callable[[StepReport], None],
         drafting: Drafting | None = None,
+        window_ns: int = 0,
     ) -> None:
         self._model = model
         self._token_budget = token_budget
         self._prefill_chunk = prefill_chunk
         self._clock = clock
         self._on_step = on_step
+        self._window_ns = window_ns
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._jobs: list[Job] = []
         self._scorings = Scorings(model, prefill_chunk)
@@ -67,6 +67,10 @@ class Engine:
     def start(self) -> None:
         """Starts the thread."""
         self._thread.start()
+
+    def hurry(self) -> None:
+        """Has no step wait for company any more: the server drains."""
+        self._inbox.put(self._hurry)
 
     def stop(self, patience_s: float | None = None) -> None:
         """Stops the thread after the step in hand; jobs still waiting are failed.
@@ -141,7 +145,7 @@ class Engine:
                 self._take_inbox()
                 if self._drafting:
                     self._draft()
-                if self._jobs:
+                if self._jobs and not self._holds_s():
                     self.step()
                 if self._scorings:
                     self._score_on()
@@ -149,11 +153,20 @@ class Engine:
                 self._fail(list(self._jobs), as_ours(error))
 
     def _take_inbox(self) -> None:
-        """Applies what others asked for; waits for something when there is nothing to run."""
-        if not (self._jobs or self._scorings or self._drafting):
-            self._inbox.get()()
+        """Applies what others asked for; waits for something while there is nothing to run yet."""
+        wait_s = self._holds_s() if self._jobs or self._scorings or self._drafting else None
+        if wait_s != 0:
+            with suppress(queue.Empty):
+                self._inbox.get(timeout=wait_s)()
         while not self._inbox.empty():
             self._inbox.get()()
+
+    def _holds_s(self) -> float:
+        """Returns how long what waits may wait on for company, in seconds; 0: it is to run."""
+        if not (self._window_ns and self._jobs) or self._scorings or self._drafting:
+            return 0
+        sessions = len(self._model.cache.sessions) - len(self._kept)
+        return holds_ns(self._jobs, sessions, self._window_ns, self._clock()) / 1e9
 
     def step(self) -> None:
         """Runs one forward over what waits, and answers the jobs it completes."""
@@ -161,112 +174,30 @@ class Engine:
         self._fail_expired(formed_ns)
         if not self._jobs:
             return
-        jobs, segments = self._form(formed_ns)
+        cache, budget, chunk = self._model.cache, self._token_budget, self._prefill_chunk
+        step = form_step(self._jobs, cache, budget, chunk, formed_ns)
         self.steps += 1
         self.step_started_ns = started_ns = self._clock()
         try:
-            logits = self._model.forward(segments)
-            judged = self._judge(jobs, segments, logits)
+            judged = step.judge(self._model.forward(step.segments))
         except Exception as error:  # whatever a model raises fails its step, never the engine
-            slots = ",".join(str(job.session) for job in jobs)
-            self._fail(jobs, as_ours(error, f"step={self.steps} slots={slots}"))
+            slots = ",".join(str(job.session) for job in step.jobs)
+            self._fail(step.jobs, as_ours(error, f"step={self.steps} slots={slots}"))
             return
         finally:
             self.step_started_ns = None
         done_ns = self._clock()
-        self._account(jobs, segments, done_ns - started_ns)
-        self._answer(jobs, segments, judged, done_ns)
+        self._on_step(step.account(done_ns - started_ns))
+        step.publish(cache)
+        for job in step.completed:
+            self._jobs.remove(job)
+            following = answer(job, judged.get(job.session), step.timing(job, done_ns))
+            if following is not None:
+                self._jobs.append(following)
 
     def _fail_expired(self, now: int) -> None:
         expired = [job for job in self._jobs if (job.deadline_ns or now + 1) <= now]
         self._fail(expired, DeadlineError(TOO_LATE))
-
-    def _form(self, now: int) -> tuple[list[Job], list[Segment]]:
-        """Plans the step; returns the jobs that take part and the segment of each."""
-        self._share()
-        pending = [len(job.tokens) - self._start(job) for job in self._jobs]
-        waiting = [
-            Waiting(job.session, tokens, job.num_logits, job.fills_room)
-            for job, tokens in zip(self._jobs, pending, strict=True)
-        ]
-        jobs, segments = [], []
-        for planned in plan_step(waiting, self._token_budget, self._prefill_chunk):
-            job = self._jobs[planned.index]
-            start = self._start(job)
-            job.started_ns = job.started_ns or now
-            jobs.append(job)
-            segments.append(
-                Segment(
-                    session=job.session,
-                    token_ids=job.tokens[start : start + planned.num_tokens],
-                    position=start,
-                    num_logits=job.num_logits if planned.is_last else 0,
-                )
-            )
-        return jobs, segments
-
-    def _share(self) -> None:
-        """Has sessions take over what others ran since of the sequences they begin with."""
-        cache = self._model.cache
-        for job in {job.session: job for job in reversed(self._jobs)}.values():  # each's oldest
-            if job.valid >= cache.length(job.session):
-                job.valid = max(job.valid, cache.adopt(job.session, job.tokens, _last(job)))
-
-    def _start(self, job: Job) -> int:
-        """Returns the position of the first token that still has to run."""
-        known = min(job.valid, self._model.cache.length(job.session))
-        return min(known, _last(job))
-
-    def _judge(
-        self, jobs: Sequence[Job], segments: Sequence[Segment], logits: torch.Tensor
-    ) -> dict[int, Judged]:
-        """Returns the judgement of each session whose check this step completes."""
-        asked = {
-            job.session: job.check
-            for job, segment in zip(jobs, segments, strict=True)
-            if job.check is not None and segment.num_logits
-        }
-        return dict(zip(asked, judge(logits, list(asked.values())), strict=True))
-
-    def _account(self, jobs: Sequence[Job], segments: Sequence[Segment], computed_ns: int) -> None:
-        step_tokens = sum(len(segment.token_ids) for segment in segments)
-        for job, segment in zip(jobs, segments, strict=True):
-            job.valid = segment.position + len(segment.token_ids)
-            job.computed_ns += computed_ns
-            job.busy_ns += computed_ns * len(segment.token_ids) // step_tokens
-            job.forward_passes += 1
-            self._model.cache.publish(job.session, job.tokens, min(job.valid, job.certain))
-        self._on_step(StepReport(len(jobs), step_tokens, computed_ns))
-
-    def _answer(
-        self,
-        jobs: Sequence[Job],
-        segments: Sequence[Segment],
-        judged: Mapping[int, Judged],
-        done_ns: int,
-    ) -> None:
-        step_tokens = sum(len(segment.token_ids) for segment in segments)
-        for job in jobs:
-            if job.valid < len(job.tokens):
-                continue
-            self._jobs.remove(job)
-            timing = StepTiming(
-                queued_ns=job.started_ns - job.arrived_ns,
-                batched_ns=done_ns - job.started_ns - job.computed_ns,
-                computed_ns=job.computed_ns,
-                total_ns=done_ns - job.arrived_ns,
-                busy_ns=job.busy_ns,
-                step_sessions=len(jobs),
-                step_tokens=step_tokens,
-                forward_passes=job.forward_passes,
-            )
-            try:
-                following = job.then(judged.get(job.session), timing)
-            except Exception as error:  # a fault in one session's bookkeeping ends that session
-                job.failed(as_ours(error))
-                continue
-            if following is not None:
-                self._jobs.append(following)
 
     def _allocate(
         self,
@@ -325,6 +256,9 @@ class Engine:
             self._jobs.remove(job)
             job.failed(error)
 
+    def _hurry(self) -> None:
+        self._window_ns = 0
+
     def _halt(self) -> None:
         self._running = False
         error = UnavailableError("the server is shutting down")
@@ -332,8 +266,3 @@ class Engine:
         self._scorings.fail(error)
         if self._drafting is not None:
             self._drafting.fail(error)
-
-
-def _last(job: Job) -> int:
-    """Returns the position from which a job's tokens are run whatever is known of them."""
-    return len(job.tokens) - max(job.num_logits, 1)

@@ -21,6 +21,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 Count = Annotated[int, Field(ge=1)]
 WireCount = Annotated[int, Field(ge=1, lt=2**32)]  # what the wire can carry
 Seconds = Annotated[float, Field(gt=0)]
+BatchWindow = Annotated[float, Field(ge=0, le=100)]  # longer ones are felt by a reader
 LEAST_SHARE = 1e-6  # smaller ones mean 0 to float32, or nothing to a person
 Share = Annotated[float, Field(ge=0, le=1)]
 FileName = Annotated[str, Field(min_length=1)]
@@ -55,6 +56,7 @@ class CloudSection(Section):
     threads: Count | None = None  # None: see common/lm/threads.py
     token_budget: Count = 2048  # tokens one forward takes at most, over all sessions
     prefill_chunk: Count = 512  # tokens of one prompt that one forward takes at most
+    batch_window_ms: BatchWindow = 0.0  # how long a step waits for other sessions; 0: not at all
     cache_tokens: Count = 65536  # tokens whose keys and values are held at once
     max_sessions: Count = 64
     max_client_sessions: Count | None = None  # of one client; None: as many as of all

@@ -51,8 +51,8 @@ def choose(
         raise InternalError(
             f"{len(logits)} rows of logits, {len(contexts)} contexts, {len(params)} parameters"
         )
-    scores = _finite(penalise(logits, contexts, params))
-    tokens: list[int] = scores.argmax(-1).tolist()
+    scores = penalise(logits, contexts, params)
+    tokens = _likeliest(scores)
     drawn = [row for row, given in enumerate(params) if not given.is_greedy]
     if drawn:
         choices = gumbel_argmax(
@@ -169,7 +169,23 @@ def _penalises(given: SamplingParams) -> bool:
     return (given.repetition_penalty, given.presence_penalty, given.frequency_penalty) != (1, 0, 0)
 
 
+def _likeliest(scores: Tensor) -> list[int]:
+    """Returns the first of each row's largest `[n, vocab]`; raises as `choose`."""
+    if scores.device.type != "cpu":
+        tops, places = scores.max(-1)
+        _check_finite(tops.tolist())
+        return [int(place) for place in places.tolist()]
+    rows = scores.numpy()  # which compares many numbers at once, where torch goes one by one
+    first = rows.argmax(-1)  # of the first that is not a number, where there is any
+    _check_finite(rows[range(len(rows)), first].tolist())
+    return [int(place) for place in first]
+
+
 def _finite(scores: Tensor) -> Tensor:
-    if not bool(scores.amax(-1).isfinite().all()):
-        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
+    _check_finite(scores.amax(-1).tolist())
     return scores
+
+
+def _check_finite(tops: Sequence[float]) -> None:
+    if not all(map(math.isfinite, tops)):
+        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")

@@ -77,6 +77,8 @@ def test_later_wins(tmp_path: Path) -> None:
     [
         ("decoding.temprature=1", "nearest known one is 'decoding.temperature'"),
         ("clowd.dtype=float32", "nearest known one is 'cloud'"),
+        ("cloud.batch_window_ms=500", "'cloud.batch_window_ms' = 500: Input should be less than"),
+        ("cloud.batch_window_ms=-1", "'cloud.batch_window_ms' = -1: Input should be greater"),
         ("decoding.top_p=2", "'decoding.top_p' = 2"),
         ("drafting.length=many", "'drafting.length' = 'many'"),
         ("cloud.dtype=fp8", "'cloud.dtype' = 'fp8'.*'float32'"),

@@ -215,6 +215,11 @@ def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> N
     assert choose(logits, after(*range(4)), params) == logits.argmax(-1).tolist()
 
 
+def test_of_equal_logits_the_first_is_chosen_and_what_is_cut_is_not_in_the_way() -> None:
+    logits = torch.tensor([[1.0, 3.0, 3.0, 2.0], [-math.inf, -2.0, -math.inf, -2.0]])
+    assert choose(logits, after(0, 0), [SamplingParams()] * 2) == [1, 1]
+
+
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=1.0)])
 @pytest.mark.parametrize("fault", [math.nan, math.inf])
 def test_logits_without_a_finite_maximum_are_an_error(params: SamplingParams, fault: float) -> None:
