@@ -24,8 +24,8 @@ from torch import Tensor
 
 ASLEEP_S = 0.1
 """After so long without work, no thread of OpenMP turns any more."""
-CLOSE = 1e-3
-"""Of the largest logit: what may lie between two ways to add up the same numbers."""
+CLOSE = 1e-4
+"""Of the largest logit: two ways to add up the same numbers are within; half precision is not."""
 
 Logits = NDArray[np.float32]
 
@@ -42,7 +42,10 @@ class LlamaCpp:
     """
 
     def __init__(self, file: Path, context: Sequence[int], threads: int) -> None:
-        """Reads the file and the context; float32 keys and values, all else as is its default."""
+        """Reads the file and the context; all is as by default but what is not float32.
+
+        Keys and values would be stored in half precision, and turned into it by flash attention.
+        """
         import llama_cpp
 
         self._library: Any = llama_cpp
@@ -56,6 +59,7 @@ class LlamaCpp:
         settings.n_ctx = settings.n_batch = 256
         settings.n_threads = settings.n_threads_batch = threads
         settings.type_k = settings.type_v = llama_cpp.GGML_TYPE_F32
+        settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         self._context = self._model and llama_cpp.llama_init_from_model(self._model, settings)
         if not self._context:
             raise RuntimeError(f"llama.cpp cannot read {file}")

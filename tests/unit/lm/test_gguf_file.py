@@ -99,7 +99,7 @@ def test_what_is_not_written_is_refused() -> None:
 
 def test_other_logits_get_no_figure() -> None:
     ours = np.array([-10, 0, 5], np.float32)
-    check(ours, np.array([-10.009, 0, 5, 100], np.float32))
-    for other in ([-10, 0, 5.02], [-10, 0, np.nan]):
+    check(ours, np.array([-10.0009, 0, 5, 100], np.float32))
+    for other in ([-10, 0, 5.002], [-10, 0, np.nan]):
         with pytest.raises(ValueError, match="off"):
             check(ours, np.array(other, np.float32))
