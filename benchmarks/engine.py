@@ -6,6 +6,8 @@ The large model is random, with the shape of Qwen2.5-0.5B (494 million parameter
 are the bundled pair. Both sides of a ratio take turns; 64 tokens of context. Figures that need the
 server and the client are those of `bench` (engine_arms.py), of its loop in this process
 (edge_overhead.py), and of a short load that replays recorded drafts (engine_capacity.py).
+Rows against llama.cpp need the extra `bench`; it has the same weights, float32 keys and values and as
+many threads, and runs in a process of its own, a block of steps each in turns (llama_cpp.py).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import json
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -22,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
+from benchmarks import llama_cpp
 from benchmarks.engine_arms import Row, arms
 from benchmarks.engine_capacity import capacities
+from benchmarks.gguf_file import write_gguf
 from benchmarks.memory import peak_bytes
 from benchmarks.sampling import half_a_billion
 from benchmarks.tables import Table, environment
@@ -69,7 +75,7 @@ class Stock:
             self._model(input_ids=ids, past_key_values=self._cache, use_cache=True)
 
 
-def step(lm: LanguageModel, sessions: int, count: int) -> Callable[[], object]:
+def step(lm: LanguageModel, sessions: int, count: int) -> Callable[[], Tensor]:
     """Returns the step of so many sessions with `count` tokens and logits each."""
     ids = list(range(1, 1 + CONTEXT))
     segments = []
@@ -103,6 +109,20 @@ def compare(
     return Row(what, ours, theirs, ratio, wanted), took["ours"]
 
 
+def against_llama_cpp(what: str, lm: LanguageModel, steps: int, wanted: str = "–") -> list[Row]:
+    """Times a decode step against llama.cpp's, with torch's threads; no row if it is not there."""
+    if not llama_cpp.is_installed():
+        return []
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / "model.gguf"
+        write_gguf(lm.loaded, file)
+        context = range(1, 1 + CONTEXT)
+        took = llama_cpp.compare(step(lm, 1, 1), file, context, torch.get_num_threads(), steps)
+    ours, theirs = (f"{took[name]:.2f} ms" for name in ("ours", "theirs"))
+    what = f"{what} (llama.cpp f32, one step)"
+    return [Row(what, ours, theirs, took["ours"] / took["theirs"], wanted)]
+
+
 def sgemm_rate() -> float:
     """Returns what this machine's matrix product reaches, in floating-point operations a second."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
@@ -116,6 +136,7 @@ def steps() -> list[Row]:
     lm = compiled(large.loaded)
     against = "transformers, one step"
     rows.append(compare(f"494M, decode ({against})", lm, 1, 1, 15, "≥ 2.5")[0])
+    rows += against_llama_cpp("494M, decode", lm, 5, "≤ 1.05")
     rows.append(compare(f"494M, verify of 5 ({against})", lm, 1, 5, 15, "≥ 2.5")[0])
     row, took_ms = compare(
         "494M, 16 sessions × 5 (sixteen steps of transformers)", lm, 16, 5, 3, "≥ 6"
@@ -131,8 +152,9 @@ def steps() -> list[Row]:
         small = compiled(load(str(DEMO / name), device="cpu"))
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            what = f"bundled {name}, decode, {threads} threads ({against})"
-            rows.append(compare(what, small, 1, 1, 200, "≥ 3.5")[0])
+            what = f"bundled {name}, decode, {threads} threads"
+            rows.append(compare(f"{what} ({against})", small, 1, 1, 200, "≥ 3.5")[0])
+            rows += against_llama_cpp(what, small, 200)
     return rows
 
 
@@ -181,10 +203,12 @@ def page(rows: Sequence[Row]) -> str:
     for row in rows:
         table.add(row.what, row.ours, row.theirs, f"{row.ratio:.2f}", row.wanted)
     text = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2].strip()
+    missing = "" if llama_cpp.is_installed() else " llama.cpp: not measured."
     return (
         "# The engine against transformers\n\nMade by `python -m benchmarks.engine`. "
         f"{text}\n\n{environment()}\n\n{table}\n\n"
-        "A ratio of times says how many times faster ours is. llama.cpp: not measured.\n"
+        "A ratio of times says how many times faster ours is; against llama.cpp and at the start, "
+        f"ours over theirs.{missing}\n"
     )
 
 
