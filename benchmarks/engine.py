@@ -6,8 +6,8 @@ The large model is random, with the shape of Qwen2.5-0.5B (494 million parameter
 are the bundled pair. Both sides of a ratio take turns; 64 tokens of context. Figures that need the
 server and the client are those of `bench` (engine_arms.py), of its loop in this process
 (edge_overhead.py), and of a short load that replays recorded drafts (engine_capacity.py).
-Rows against llama.cpp need the extra `bench`; it has the same weights, float32 keys and values and as
-many threads, and runs in a process of its own, a block of steps each in turns (llama_cpp.py).
+Rows against llama.cpp need the extra `bench`; it has the same weights, float32 keys and values and
+as many threads, and runs in a process of its own, a block of steps each in turns (llama_cpp.py).
 """
 
 from __future__ import annotations

@@ -32,10 +32,12 @@ def environment() -> str:
         config=Config(), precision={}, draft=None, server=None
     )
     edge, git = found["edge"], found["git"]
+    has_gpu = torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if has_gpu else "No GPU: those numbers are not measured"
     commit = "" if git is None else f", commit {git['commit'][:12]}"
     return (
         f"Taken on {edge['cpu_model']}, {edge['cores']['granted']} cores, "
         f"{torch.get_num_threads()} torch threads, {platform.system()}, "
         f"Python {platform.python_version()}, torch {torch.__version__}, "
-        f"transformers {version('transformers')}{commit}. No GPU: those numbers are not measured."
+        f"transformers {version('transformers')}{commit}. {gpu}."
     )

@@ -14,8 +14,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cloud_server.counting import count_there
 from common.lm.noise import Stream, gumbel_argmax, uniform
-from common.lm.sampling import Context, choose, distribution, penalise
+from common.lm.sampling import (
+    Context,
+    choose,
+    choose_there,
+    distribution,
+    no_maximum,
+    penalise,
+)
 from common.types import (
     EXACT,
     DraftDistribution,
@@ -79,9 +87,20 @@ def judge(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
 
 def coupled(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
     """Accepts guesses while they equal the target's own choice."""
+    if logits.is_cuda:
+        return coupled_there(logits, checks)
     choices = choose(logits, *_each_row(checks))
     ends = _count(checks, lambda _, row, guess: guess == choices[row])
     return [Judged(accepted, choices[row]) for accepted, row in ends]
+
+
+def coupled_there(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:
+    """Does so on the device of the logits, of which one answer is read, once."""
+    choices = choose_there(logits, *_each_row(checks))
+    accepted, following = count_there(choices, [check.guesses for check in checks]).tolist()
+    if min(following, default=0) < 0:
+        raise no_maximum()
+    return [Judged(*end) for end in zip(accepted, following, strict=True)]
 
 
 def rejection(logits: Tensor, checks: Sequence[Check]) -> list[Judged]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from common.lm.kv_cache import KVCache
 from common.lm.precision import PrecisionReport, audit, dtype_name
 from common.lm.runner import LanguageModel, Segment
 
@@ -22,10 +23,13 @@ def check_precision(model: LanguageModel, policy: PrecisionReport) -> PrecisionC
     """Runs a prompt and a decode step under audit."""
     tokens = [index % model.loaded.vocab_size for index in range(_PROBE_TOKENS)]
 
+    # A graph on a GPU shows nothing of what it does; it serves the model's own cache alone.
+    cache = KVCache(model.cache.layers, _PROBE_TOKENS, model.dtype, model.loaded.device)
+
     def forward() -> None:
-        with model.cache.session() as session:
-            model.forward([Segment(session, tokens[:-1], 0, 1)])
-            model.forward([Segment(session, tokens[-1:], _PROBE_TOKENS - 1, 1)])
+        with cache.session() as session:
+            model.forward_in(cache, [Segment(session, tokens[:-1], 0, 1)])
+            model.forward_in(cache, [Segment(session, tokens[-1:], _PROBE_TOKENS - 1, 1)])
 
     report = audit(forward)
     offenders = report.offenders(model.dtype)

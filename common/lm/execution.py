@@ -1,9 +1,10 @@
-"""How a forward is executed: by the module as it is, with our kernels, or as a compiled graph.
+"""How a forward is executed: by the module as it is, with our kernels, or as a graph.
 
 `eager` is transformers' module, its attention alone replaced. `kernels` has the linear layers and
 attention done by our own code. `compiled` is that as a graph in which everything between them is
 fused: one graph for a single token, one for any more, so no shape is ever padded or compiled
-again. With the kernels a model of a known form runs steps of few tokens whole (decoder.py). All
+again. With the kernels a model of a known form runs steps of few tokens whole (decoder.py).
+`graphs` is the module on a GPU, its attention a kernel and its steps CUDA graphs (cuda/). All
 read the same weights, once in memory.
 """
 
@@ -13,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from types import FunctionType
 from typing import Any, Literal
 
@@ -22,16 +24,18 @@ from transformers import PreTrainedModel
 
 from common.errors import ConfigError
 from common.lm.attention import LayerCall, RaggedStep, Span, current_step, kernel_step
+from common.lm.cuda.capture import capture_on
 from common.lm.decoder import MOST_TOKENS, Decoder, has_form
 from common.lm.kv_cache import PAGE, KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
+from common.lm.staging import staged
 from common.lm.wording import brief, quiet
 
 logger = logging.getLogger(__name__)
 
 CompileMode = Literal["auto", "off", "on"]
-Path = Literal["eager", "kernels", "compiled"]
+Path = Literal["eager", "kernels", "compiled", "graphs"]
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Token ids `[1, T]`, their positions `[1, T]` and the rows wanted in, logits out."""
@@ -53,10 +57,12 @@ class Execution:
         self._mode = mode
         self._graph: Any = None
         self._decoder: Decoder | None = None
+        self._replay: Any = None
         self.path: Path = "eager"
         self.is_compiling = False
         self.note = ""
-        if mode == "off":
+        self._capture = None if mode == "off" else capture_on(loaded.device)
+        if mode == "off" or self._capture:
             return
         if missing := self._unfit() or load_kernels():
             self._do_without(missing)
@@ -106,6 +112,32 @@ class Execution:
         self._decoder = decoder
 
     @torch.inference_mode()
+    def replay(self, cache: KVCache) -> None:
+        """Has steps over a cache, still empty, replayed as CUDA graphs where there is a GPU.
+
+        Raises as the initialiser.
+        """
+        if self._capture is None:
+            return
+        if self._loaded.dtype is not torch.float32:
+            self._do_without("graphs on a GPU are for float32")
+            return
+        try:
+            from common.lm.cuda.proof import proven_graphs  # imports Triton
+        except ImportError as error:
+            self._do_without(f"graphs on a GPU need Triton, and {error}")
+            return
+        try:
+            with quiet():
+                self._replay = proven_graphs(
+                    partial(_logits, self._module), self._loaded, cache, self._capture, _equal
+                )
+        except Exception as error:  # whatever is wrong with them, the module serves
+            self._do_without(f"steps cannot be captured as graphs: {brief(error)}")
+            return
+        self.path = "graphs"
+
+    @torch.inference_mode()
     def compile(self, layers: KVCache) -> None:
         """Compiles the graphs and takes them into use; the module may serve meanwhile.
 
@@ -146,12 +178,7 @@ class Execution:
         with kernel_step(cache, spans):
             got = run(ids, positions, rows)
             want = _logits(self._module, ids, positions, rows)
-        allowed = TOLERANCE * max(1.0, want.abs().max().item())
-        difference = (got - want).abs().max().item()
-        if not difference <= allowed:
-            raise RuntimeError(
-                f"its logits are {difference:.2g} off, at most {allowed:.2g} is rounding"
-            )
+        _equal(got, want)
 
     def run(
         self,
@@ -164,10 +191,13 @@ class Execution:
         """Returns logits `[len(wanted), width]` of some rows of a step."""
         if self._decoder is not None and len(tokens) <= MOST_TOKENS:
             return self._decoder(cache, spans, tokens, wanted)
+        if self._replay is not None:
+            replayed: Tensor = self._replay(cache, spans, tokens, wanted)
+            return replayed
         device = self._loaded.device
-        ids = torch.tensor([tokens], device=device)
-        places = torch.tensor([positions], device=device)
-        rows = torch.tensor(wanted, dtype=torch.long, device=device)
+        ids = staged(tokens, device)[None]
+        places = staged(positions, device)[None]
+        rows = staged(wanted, device)
         graph = self._graph
         with self._step(cache, spans):
             if graph is None:
@@ -194,6 +224,16 @@ def _spare(layers: KVCache) -> Iterator[tuple[KVCache, int]]:
     with cache.session(6) as session:
         cache.extend(session, 6)
         yield cache, session
+
+
+def _equal(got: Tensor, want: Tensor) -> None:
+    """Raises RuntimeError where logits differ by more than rounding."""
+    allowed = TOLERANCE * max(1.0, want.abs().max().item())
+    difference = (got - want).abs().max().item()
+    if not difference <= allowed:  # also when it is not a number
+        raise RuntimeError(
+            f"its logits are {difference:.2g} off, at most {allowed:.2g} is rounding"
+        )
 
 
 def _logits(module: Any, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from common.lm.philox import philox
+from common.lm.staging import staged
 
 REACH = 26.1
 """Nats between the largest noise, 33 ln 2, and the least, -ln(33 ln 2), rounded up."""
@@ -22,6 +23,9 @@ _SLACK = 1e-3
 """Nats by which noise in float32 may stray, a hundred times over."""
 _ROWS = 32
 """Rows drawn at once; noise for all tokens of a large vocabulary takes megabytes a row."""
+_RIVALS = 8
+"""Tokens of a row between which float64 decides where nobody waits to count them. That a ninth
+comes within the slack of the best has a chance of some 1e-24."""
 _MASK = 0xFFFFFFFF
 
 
@@ -50,6 +54,38 @@ def gumbel_argmax(
         rows = slice(start, start + _ROWS)
         chosen += _draw(scores[rows], seeds[rows], positions[rows], stream)
     return chosen
+
+
+def gumbel_argmax_there(
+    scores: Tensor,  # [n, vocab], -inf where a token is cut
+    seeds: Sequence[int],
+    positions: Sequence[int],
+    stream: Stream,
+) -> Tensor:
+    """Draws as `gumbel_argmax` does, on the scores' device and without waiting for it: `[n]`.
+
+    Noise is made for all tokens, in float32, and again in float64 for the best of each row.
+    """
+    parts = [
+        _draw_there(scores[rows], seeds[rows], positions[rows], stream)
+        for rows in (slice(start, start + _ROWS) for start in range(0, len(scores), _ROWS))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _draw_there(
+    scores: Tensor, seeds: Sequence[int], positions: Sequence[int], stream: Stream
+) -> Tensor:
+    near = scores.float() - scores.float().amax(-1, keepdim=True)
+    vocab_size, device = near.shape[1], near.device
+    blocks = torch.arange(-(-vocab_size // 4), device=device)[None]
+    rows = torch.arange(len(scores), device=device)[:, None]
+    words = _words(seeds, positions, rows, blocks, stream).flatten(1)[:, :vocab_size]
+    rivals = (near + _rough_gumbel(words)).topk(min(_RIVALS, vocab_size)).indices
+    rivals = rivals.sort().values  # of equal sums the lower id comes first
+    shares = (words.gather(1, rivals).double() + 0.5) / 2**32
+    sums = near.gather(1, rivals).double() - torch.log(-torch.log(shares))
+    return rivals.gather(1, sums.argmax(-1, keepdim=True))[:, 0]
 
 
 def _draw(
@@ -98,9 +134,9 @@ def _within_reach(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _words(
     seeds: Sequence[int], positions: Sequence[int], rows: Tensor, blocks: Tensor, stream: Stream
 ) -> Tensor:
-    """Makes the words `[m, 4]` of blocks in rows of so many seeds and positions."""
-    seed = torch.tensor([_signed(value) for value in seeds], device=rows.device)[rows]
-    position = torch.tensor(positions, device=rows.device)[rows]
+    """Makes the words `[..., 4]` of blocks in rows of so many seeds and positions."""
+    seed = staged([_signed(value) for value in seeds], rows.device)[rows]
+    position = staged(positions, rows.device)[rows]
     words = philox(
         (blocks, position & _MASK, position >> 32, torch.full_like(blocks, stream)),
         (seed & _MASK, (seed >> 32) & _MASK),

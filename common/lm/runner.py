@@ -40,6 +40,7 @@ class LanguageModel:
         shapes = [shape for _, shape in layers]
         self.cache = KVCache(shapes, cache_tokens, loaded.dtype, loaded.device)
         self.execution.decode_whole([call for call, _ in layers], self.cache)
+        self.execution.replay(self.cache)
         compatibility.probe(self)
 
     @property

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from common.errors import InternalError
-from common.lm.noise import Stream, gumbel_argmax
+from common.lm.noise import Stream, gumbel_argmax, gumbel_argmax_there
+from common.lm.staging import staged
 from common.types import SamplingParams
 
 _DOUBT = 2e-6
@@ -51,6 +52,12 @@ def choose(
         raise InternalError(
             f"{len(logits)} rows of logits, {len(contexts)} contexts, {len(params)} parameters"
         )
+    tokens: list[int]
+    if logits.is_cuda:
+        tokens = choose_there(logits, contexts, params).tolist()
+        if min(tokens, default=0) < 0:
+            raise no_maximum()
+        return tokens
     scores = penalise(logits, contexts, params)
     tokens = _likeliest(scores)
     drawn = [row for row, given in enumerate(params) if not given.is_greedy]
@@ -64,6 +71,32 @@ def choose(
         for row, token in zip(drawn, choices, strict=True):
             tokens[row] = token
     return tokens
+
+
+def choose_there(
+    logits: Tensor,  # [n, vocab]
+    contexts: Sequence[Context],
+    params: Sequence[SamplingParams],
+) -> Tensor:
+    """Chooses as `choose` does, on the logits' device and without waiting for it: `[n]`.
+
+    A row that holds no number to choose from gets -1.
+    """
+    scores = penalise(logits, contexts, params)
+    tokens, best = scores.argmax(-1), scores.amax(-1)
+    drawn = [row for row, given in enumerate(params) if not given.is_greedy]
+    if drawn:
+        rows = staged(drawn, logits.device)
+        kept = truncate(scores[rows], [params[row] for row in drawn])
+        best = best.index_copy(0, rows, best[rows] + kept.amax(-1))
+        choices = gumbel_argmax_there(
+            kept,
+            [params[row].seed for row in drawn],
+            [contexts[row].length for row in drawn],
+            Stream.CHOICE,
+        )
+        tokens = tokens.index_copy(0, rows, choices)
+    return torch.where(best.isfinite(), tokens, -1)
 
 
 def distribution(
@@ -99,12 +132,14 @@ def penalise(
         scores = scores.clone()
     for row in changed:
         context, given = contexts[row], params[row]
-        tokens = torch.tensor(context.tokens[: context.length], device=scores.device)
+        tokens = staged(context.tokens[: context.length], scores.device)
         if given.repetition_penalty != 1.0:
             seen = scores[row, tokens]
             penalty = given.repetition_penalty
             scores[row, tokens] = torch.where(seen < 0, seen * penalty, seen / penalty)
-        counts = torch.bincount(tokens[context.prompt_length :], minlength=scores.shape[1])
+        generated = tokens[context.prompt_length :]
+        counts = tokens.new_zeros(scores.shape[1])
+        counts.scatter_add_(0, generated, torch.ones_like(generated))  # bincount would wait
         scores[row] -= given.frequency_penalty * counts + given.presence_penalty * (counts > 0)
     return scores
 
@@ -115,7 +150,8 @@ def truncate(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     groups: dict[SamplingParams, list[int]] = defaultdict(list)
     for row, given in enumerate(params):
         groups[replace(given, seed=0)].append(row)
-    for given, rows in groups.items():
+    for given, members in groups.items():
+        rows = staged(members, scores.device)
         scores[rows] = warp(scores[rows], given.temperature, given.top_k, given.top_p, given.min_p)
     return scores
 
@@ -135,6 +171,11 @@ def warp(
         cut = probabilities < min_p * probabilities.amax(-1, keepdim=True)
         scores = scores.masked_fill(cut, -math.inf)
     return scores
+
+
+def no_maximum() -> InternalError:
+    """Says that logits hold nothing to choose from."""
+    return InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
 
 
 def _keep_head(scores: Tensor, top_p: float) -> Tensor:
@@ -182,7 +223,8 @@ def _likeliest(scores: Tensor) -> list[int]:
 
 
 def _finite(scores: Tensor) -> Tensor:
-    _check_finite(scores.amax(-1).tolist())
+    if not bool(scores.amax(-1).isfinite().all()):
+        raise no_maximum()
     return scores
 
 

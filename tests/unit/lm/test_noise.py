@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.lm import noise
-from common.lm.noise import REACH, Stream, gumbel_argmax, uniform
+from common.lm.noise import REACH, Stream, gumbel_argmax, gumbel_argmax_there, uniform
 from common.lm.philox import philox
 
 # Random123's kat_vectors, philox4x32-10: counter, key, result.
@@ -77,6 +77,8 @@ def test_a_draw_is_the_naive_one_whatever_else_is_in_the_batch(
     scores, seeds, positions = zip(*rows, strict=True)
     drawn = gumbel_argmax(torch.tensor(scores), seeds, positions, stream)
     assert drawn == [naive(*row, stream) for row in rows]
+    there = gumbel_argmax_there(torch.tensor(scores), seeds, positions, stream)
+    assert there.tolist() == drawn
 
 
 def test_many_rows_are_drawn_as_each_alone() -> None:
@@ -87,6 +89,8 @@ def test_many_rows_are_drawn_as_each_alone() -> None:
         gumbel_argmax(scores[row : row + 1], [seeds[row]], [positions[row]], Stream.CHOICE)[0]
         for row in range(70)
     ]
+    there = gumbel_argmax_there(scores, seeds, positions, Stream.CHOICE)
+    assert there.tolist() == together
 
 
 def test_no_noise_reaches_further_than_is_looked() -> None:
@@ -131,3 +135,5 @@ def test_draws_on_a_gpu_are_those_on_the_cpu() -> None:
     scores = 3 * torch.randn(64, 5000, generator=torch.Generator().manual_seed(1))
     here = gumbel_argmax(scores, range(64), range(64), Stream.CHOICE)
     assert gumbel_argmax(scores.cuda(), range(64), range(64), Stream.CHOICE) == here
+    there = gumbel_argmax_there(scores.cuda(), range(64), range(64), Stream.CHOICE)
+    assert there.tolist() == here
