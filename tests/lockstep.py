@@ -75,6 +75,13 @@ class TokenCache:
     def truncate(self, session: int, length: int) -> None:
         del self.tokens[session][length:]
 
+    def adopt(self, session: int, token_ids: Sequence[int], count: int) -> int:
+        """Shares nothing: what a session runs is then its own draws' alone."""
+        return self.length(session)
+
+    def publish(self, session: int, token_ids: Sequence[int], count: int) -> None:
+        """Shares nothing."""
+
 
 class TableModel:
     """Is a LanguageModel whose logits stand in a table (see tests/enumeration.py)."""

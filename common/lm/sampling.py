@@ -230,4 +230,4 @@ def _finite(scores: Tensor) -> Tensor:
 
 def _check_finite(tops: Sequence[float]) -> None:
     if not all(map(math.isfinite, tops)):
-        raise InternalError("the logits hold no finite maximum: the model produced NaN or infinity")
+        raise no_maximum()
