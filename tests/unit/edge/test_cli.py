@@ -284,12 +284,12 @@ def test_check_fails_a_model_with_another_dtype_inside(
 ) -> None:
     from common.lm.runner import LanguageModel
 
-    forward = LanguageModel.forward
+    forward_in = LanguageModel.forward_in
 
-    def leaking(self: LanguageModel, segments: Any) -> Any:
-        return forward(self, segments).half().float()
+    def leaking(self: LanguageModel, cache: Any, segments: Any) -> Any:
+        return forward_in(self, cache, segments).half().float()
 
-    monkeypatch.setattr(LanguageModel, "forward", leaking)
+    monkeypatch.setattr(LanguageModel, "forward_in", leaking)
     assert main(["check", "--draft", str(tiny_pair.draft)]) == 2
     said = capsys.readouterr()
     assert "float16" in said.out
