@@ -16,9 +16,6 @@ from transformers import PreTrainedModel
 from common.lm.attention import LayerCall, Span, places
 from common.lm.kv_cache import KVCache
 
-MOST_TOKENS = 16
-"""Beyond, products are faster by BLAS, which packs the weights first."""
-
 _FORMS = frozenset(
     f"transformers.models.{name.lower()}.modeling_{name.lower()}.{name}ForCausalLM"
     for name in ("Llama", "Mistral", "Qwen2", "Qwen3")
@@ -28,10 +25,11 @@ _STEADY_ROTATIONS = frozenset({"default", "linear", "llama3", "yarn"})
 
 
 class Decoder:
-    """Runs steps of up to `MOST_TOKENS` tokens, over the weights the module has."""
+    """Runs steps of up to `most_tokens`, over the weights the module has."""
 
     def __init__(self, module: PreTrainedModel, calls: Sequence[LayerCall]) -> None:
         """Takes a module that `has_form`, and how each of its layers attends."""
+        self.most_tokens: int = torch.ops.outrider.most_tokens()
         config, model = module.config, module.model
         weights = [model.embed_tokens.weight, model.norm.weight, *_linear(module.lm_head)]
         for layer in model.layers:

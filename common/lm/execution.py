@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from common.errors import ConfigError
 from common.lm.attention import LayerCall, RaggedStep, Span, current_step, kernel_step
 from common.lm.cuda.capture import capture_on
-from common.lm.decoder import MOST_TOKENS, Decoder, has_form
+from common.lm.decoder import Decoder, has_form
 from common.lm.kv_cache import PAGE, KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
@@ -189,7 +189,7 @@ class Execution:
         wanted: list[int],
     ) -> Tensor:
         """Returns logits `[len(wanted), width]` of some rows of a step."""
-        if self._decoder is not None and len(tokens) <= MOST_TOKENS:
+        if self._decoder is not None and len(tokens) <= self._decoder.most_tokens:
             return self._decoder(cache, spans, tokens, wanted)
         if self._replay is not None:
             replayed: Tensor = self._replay(cache, spans, tokens, wanted)

@@ -131,7 +131,7 @@ class Decoder : public torch::CustomClassHolder {
   Tensor run(const std::vector<int64_t>& tokens, const std::vector<int64_t>& places,
              const std::vector<Tensor>& keys, const std::vector<Tensor>& values,
              const std::vector<int64_t>& rows) const {
-    const Step step{tokens, rows, keys, values, read_spans(places)};
+    const Step step(tokens, places, keys, values, rows);
     TORCH_CHECK(layers_.size() == keys.size(), "keys are not a layer's each");
     for (const int64_t token : tokens)
       TORCH_CHECK(0 <= token && token < embedding_.size(0), "no token ", token);
@@ -150,32 +150,51 @@ class Decoder : public torch::CustomClassHolder {
   }
 
  private:
+  struct Block {
+    const Span& span;
+    int64_t begin, end;  // of its tokens
+  };
+
   struct Step {
+    Step(const std::vector<int64_t>& tokens, const std::vector<int64_t>& places,
+         const std::vector<Tensor>& keys, const std::vector<Tensor>& values, const std::vector<int64_t>& rows)
+        : tokens(tokens), rows(rows), keys(keys), values(values), spans(read_spans(places)) {
+      for (const Span& span : spans)
+        for (int64_t begin = 0, count = span.stop - span.start; begin < count; begin += QUERIES)
+          blocks.push_back({span, begin, std::min(count, begin + QUERIES)});
+    }
     const std::vector<int64_t>& tokens;
     const std::vector<int64_t>& rows;
     const std::vector<Tensor>& keys;
     const std::vector<Tensor>& values;
     std::vector<Span> spans;
+    std::vector<Block> blocks;
   };
 
   // What the threads of a step share.
   struct Workspace {
     Workspace(const Decoder& of, int64_t tokens, int64_t rows, int64_t threads)
-        : normed_size(std::max(tokens, rows) * of.embedding_.size(1)) {
+        : normed_size(whole(std::max(tokens, rows) * of.embedding_.size(1))) {
       const int64_t hidden = of.embedding_.size(1), inner = of.layers_.front().gate.outer;
       const int64_t attended = of.heads_ * of.size_, held = of.kv_heads_ * of.size_;
       const int64_t sizes[] = {hidden, hidden, attended, held, held, attended, inner, inner,
                                of.size_ / 2, of.size_ / 2};
       float** const parts[] = {&x, &added, &query, &key, &value, &attention, &gate, &up, &cosine, &sine};
       int64_t total = threads * normed_size;
-      for (const int64_t size : sizes) total += size * tokens;
-      memory = std::make_unique_for_overwrite<float[]>(total);
+      for (const int64_t size : sizes) total += whole(size * tokens);
+      memory.reset(static_cast<float*>(operator new[](total * sizeof(float), LINE)));
       float* at = memory.get();
-      for (size_t i = 0; i < std::size(sizes); at += sizes[i++] * tokens) *parts[i] = at;
+      for (size_t i = 0; i < std::size(sizes); at += whole(sizes[i++] * tokens)) *parts[i] = at;
       normed = at;
     }
+    // Each part begins where a line of the cache does, or most loads would touch two.
+    static constexpr std::align_val_t LINE{64};
+    static int64_t whole(int64_t size) { return (size + 15) / 16 * 16; }
+    struct Free {
+      void operator()(float* memory) const { operator delete[](memory, LINE); }
+    };
     int64_t normed_size;
-    std::unique_ptr<float[]> memory;
+    std::unique_ptr<float[], Free> memory;
     float *x, *added, *query, *key, *value, *attention, *gate, *up, *cosine, *sine;
     float* normed;  // one a thread
   };
@@ -215,10 +234,15 @@ class Decoder : public torch::CustomClassHolder {
       for (const auto& [linear, to] : {std::pair{&layer.query, work.query}, {&layer.key, work.key}, {&layer.value, work.value}})
         (*linear)(normed, to, tokens, linear->outer, part(linear->outer));
 #pragma omp barrier
-      const int64_t tasks = step.spans.size() * kv_heads_;
+      const int64_t spans = step.spans.size(), blocks = step.blocks.size();
+      for (int64_t task = thread; task < spans * kv_heads_; task += number)
+        hold(step, work, i, step.spans[task / kv_heads_], task % kv_heads_);
+      if (blocks > spans) {  // else each thread needs but what it held itself
+#pragma omp barrier
+      }
       try {
-        for (int64_t task = thread; task < tasks; task += number)
-          attend(step, work, i, task / kv_heads_, task % kv_heads_);
+        for (int64_t task = thread; task < blocks * kv_heads_; task += number)
+          attend(step, work, i, step.blocks[task / kv_heads_], task % kv_heads_);
       } catch (const std::bad_alloc&) {
         out_of_memory = true;
       }
@@ -242,35 +266,40 @@ class Decoder : public torch::CustomClassHolder {
     if (rows) head_(normed, logits, rows, head_.outer, part(head_.outer));
   }
 
-  // One key head of one span: its rotation, its place in the cache, and all queries that share it.
-  void attend(const Step& step, const Workspace& work, int64_t index, int64_t which, int64_t head) const {
-    const Layer& layer = layers_[index];
-    const Span& span = step.spans[which];
-    const Tensor &keys = step.keys[index], &values = step.values[index];
-    float* const held_keys = keys.mutable_data_ptr<float>() + head * keys.stride(0);
-    float* const held_values = values.mutable_data_ptr<float>() + head * values.stride(0);
-    const int64_t groups = heads_ / kv_heads_;
-    const auto turn = [&](float* vector, const std::optional<Tensor>& weight, int64_t row) {
-      if (weight) rms_norm(vector, weight->const_data_ptr<float>(), vector, size_, epsilon_);
-      rotate(vector, work.cosine + row * size_ / 2, work.sine + row * size_ / 2, size_ / 2);
-    };
-    for (int64_t row = span.start; row < span.stop; ++row) {
-      float* const key = work.key + (row * kv_heads_ + head) * size_;
-      for (int64_t g = head * groups; g < (head + 1) * groups; ++g)
-        turn(work.query + (row * heads_ + g) * size_, layer.query_norm, row);
-      turn(key, layer.key_norm, row);
-    }
+  // One key head of one span: its keys' rotation and place in the cache, and its values'.
+  void hold(const Step& step, const Workspace& work, int64_t index, const Span& span, int64_t head) const {
+    float* const keys = of_head(step.keys[index], head);
+    float* const values = of_head(step.values[index], head);
     int64_t row = span.start;
     span.pieces(span.position, span.position + span.stop - span.start, [&](int64_t, int64_t place, int64_t tokens) {
       for (const int64_t end = place + tokens; place < end; ++place, ++row) {
         const int64_t from = (row * kv_heads_ + head) * size_;
-        std::copy_n(work.key + from, size_, held_keys + place * size_);
-        std::copy_n(work.value + from, size_, held_values + place * size_);
+        turn(work, work.key + from, layers_[index].key_norm, row);
+        std::copy_n(work.key + from, size_, keys + place * size_);
+        std::copy_n(work.value + from, size_, values + place * size_);
       }
     });
+  }
+
+  // All queries of a block that share one key head.
+  void attend(const Step& step, const Workspace& work, int64_t index, const Block& block, int64_t head) const {
+    const Layer& layer = layers_[index];
+    const int64_t groups = heads_ / kv_heads_;
+    for (int64_t row = block.span.start + block.begin; row < block.span.start + block.end; ++row)
+      for (int64_t g = head * groups; g < (head + 1) * groups; ++g)
+        turn(work, work.query + (row * heads_ + g) * size_, layer.query_norm, row);
     const Queries queries{work.query, size_, heads_ * size_};
-    attend_head(queries, span, 0, span.stop - span.start, held_keys, held_values, size_, size_, head,
-                groups, layer.call, work.attention, heads_);
+    attend_head(queries, block.span, block.begin, block.end, of_head(step.keys[index], head),
+                of_head(step.values[index], head), size_, size_, head, groups, layer.call, work.attention, heads_);
+  }
+
+  void turn(const Workspace& work, float* vector, const std::optional<Tensor>& weight, int64_t row) const {
+    if (weight) rms_norm(vector, weight->const_data_ptr<float>(), vector, size_, epsilon_);
+    rotate(vector, work.cosine + row * size_ / 2, work.sine + row * size_ / 2, size_ / 2);
+  }
+
+  static float* of_head(const Tensor& held, int64_t head) {
+    return held.mutable_data_ptr<float>() + head * held.stride(0);
   }
 
   int64_t heads_, kv_heads_, size_;

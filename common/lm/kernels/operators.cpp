@@ -132,6 +132,7 @@ TORCH_LIBRARY(outrider, library) {
       .def(torch::init<c10::List<std::optional<Tensor>>, std::vector<int64_t>, std::vector<double>,
                        std::vector<int64_t>, std::vector<double>, std::vector<double>>())
       .def("run", &Decoder::run);
+  library.def("most_tokens() -> int", [] { return MOST_TOKENS; });
   library.def("linear(Tensor input, Tensor weight, Tensor? bias) -> Tensor");
   library.def(
       "attend(Tensor query, Tensor key, Tensor value, int layer, float scaling, int window, "

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from common.lm.decoder import MOST_TOKENS, Decoder
+from common.lm.decoder import Decoder
 from common.lm.runner import LanguageModel, Segment
 from tests.models import ARCHITECTURES, WINDOW, build, language_model, loaded, tiny_config
 from tests.unit.lm.test_runner import check_every_kind_of_step
@@ -119,11 +119,13 @@ def test_beyond_few_tokens_the_module_runs(monkeypatch: pytest.MonkeyPatch) -> N
         return right(self, cache, spans, tokens, rows)
 
     lm = language_model(compile_mode="auto")
+    assert lm.execution._decoder is not None
+    most = lm.execution._decoder.most_tokens
     monkeypatch.setattr(Decoder, "__call__", noting)
     with lm.cache.session() as session:
-        for count in (MOST_TOKENS, MOST_TOKENS + 1):
+        for count in (most, most + 1):
             lm.forward([Segment(session, [5] * count, 0, 1)])
-    assert sizes == [MOST_TOKENS]
+    assert sizes == [most]
 
 
 def test_weights_are_those_of_the_module() -> None:

@@ -150,8 +150,8 @@ def test_long_attention_is_what_its_formula_says(
     assert (got - want).abs().max().item() <= 1e-5
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 16, 17, 40])
-@pytest.mark.parametrize(("outer", "inner"), [(8, 16), (37, 19), (512, 300)])
+@pytest.mark.parametrize("tokens", [1, 2, 5, 6, 7, 16, 17, 40, 96, 97])
+@pytest.mark.parametrize(("outer", "inner"), [(8, 16), (37, 19), (512, 300), (11, 9001)])
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_a_product_is_torchs_own(tokens: int, outer: int, inner: int, has_bias: bool) -> None:
     assert native.load_kernels() == ""
@@ -167,12 +167,15 @@ def test_a_product_is_torchs_own(tokens: int, outer: int, inner: int, has_bias: 
     assert (got - want).abs().max().item() <= 2e-6 * inner
 
 
-def test_a_tokens_product_does_not_depend_on_its_company() -> None:
+@pytest.mark.parametrize("inner", [300, 9001])
+@pytest.mark.parametrize("tokens", [13, 40])
+def test_a_tokens_product_does_not_depend_on_its_company(tokens: int, inner: int) -> None:
     assert native.load_kernels() == ""
-    many = torch.randn(13, 300, generator=torch.Generator().manual_seed(1))
-    weight = torch.randn(101, 300, generator=torch.Generator().manual_seed(2))
+    tokens = min(tokens, torch.ops.outrider.most_tokens())
+    many = torch.randn(tokens, inner, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(101, inner, generator=torch.Generator().manual_seed(2))
     together = torch.ops.outrider.linear(many, weight, None)
-    for row in range(13):
+    for row in range(tokens):
         alone = torch.ops.outrider.linear(many[row : row + 1], weight, None)
         assert torch.equal(alone[0], together[row])
 
