@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from benchmarks.engine import CONTEXT, Stock, medians, step
+from benchmarks.engine_steps import CONTEXT, Stock, medians, step
 from benchmarks.tables import Table, environment
 from common.lm.loading import LoadedModel
 from common.lm.precision import apply_policy

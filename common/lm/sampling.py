@@ -211,23 +211,21 @@ def _penalises(given: SamplingParams) -> bool:
 
 
 def _likeliest(scores: Tensor) -> list[int]:
-    """Returns the first of each row's largest `[n, vocab]`; raises as `choose`."""
-    if scores.device.type != "cpu":
-        tops, places = scores.max(-1)
-        _check_finite(tops.tolist())
-        return [int(place) for place in places.tolist()]
-    rows = scores.numpy()  # which compares many numbers at once, where torch goes one by one
-    first = rows.argmax(-1)  # of the first that is not a number, where there is any
-    _check_finite(rows[range(len(rows)), first].tolist())
-    return [int(place) for place in first]
+    """Returns the first of each row's largest `[n, vocab]`; raises as `choose`.
+
+    By numpy, which compares many numbers at once where torch goes one by one; its maximum is the
+    first that is not a number, where there is any.
+    """
+    tokens = []
+    for row in scores.numpy(force=True):
+        token = int(row.argmax())
+        if not math.isfinite(row[token]):
+            raise no_maximum()
+        tokens.append(token)
+    return tokens
 
 
 def _finite(scores: Tensor) -> Tensor:
     if not bool(scores.amax(-1).isfinite().all()):
         raise no_maximum()
     return scores
-
-
-def _check_finite(tops: Sequence[float]) -> None:
-    if not all(map(math.isfinite, tops)):
-        raise no_maximum()
