@@ -19,8 +19,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from common.errors import ModelError, OutriderError
 from common.lm.attention import LayerCall, attention, current_step
-from common.lm.kv_cache import PAGE, KVCache, LayerShape
+from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel
+from common.lm.pages import PAGE, LayerShape
 from common.lm.precision import dtype_name
 from common.lm.segments import Segment
 from common.lm.wording import brief, quiet

@@ -26,9 +26,10 @@ from common.errors import ConfigError
 from common.lm.attention import LayerCall, RaggedStep, Span, current_step, kernel_step
 from common.lm.cuda.capture import capture_on
 from common.lm.decoder import Decoder, has_form
-from common.lm.kv_cache import PAGE, KVCache
+from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel
 from common.lm.native import load_kernels, use_kernels
+from common.lm.pages import PAGE
 from common.lm.staging import staged
 from common.lm.wording import brief, quiet
 

@@ -1,16 +1,13 @@
 """Keys and values of many sessions in pages of one pool, under one token budget.
 
-A layer has one tensor of keys and one of values, made once: memory is spent as pages are first
-written and can never be more than was promised. A session holds a list of pages. Those that begin
-its sequence may be held by others whose sequences begin alike; they are written by nobody, and a
-session that goes back behind their end goes on in pages of its own. Sliding-window layers keep
-everything: rollback is then a position and always exact.
+A session holds a list of pages. Those that begin its sequence may be held by others whose
+sequences begin alike; they are written by nobody, and a session that goes back behind their end
+goes on in pages of its own. Sliding-window layers keep everything: rollback is then a position and
+always exact.
 """
 
 from __future__ import annotations
 
-import heapq
-import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,25 +16,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.errors import ConfigError, InternalError, OverloadedError
+from common.errors import InternalError, OverloadedError
+from common.lm.pages import PAGE, LayerShape, Pages
 from common.lm.prefixes import Prefixes
-
-logger = logging.getLogger(__name__)
-
-PAGE = 64
-"""Tokens of a page."""
-
-SHARE = 0.9
-"""Of a GPU's free memory, what the pool takes at most: activations need some as well."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerShape:
-    """States what one layer stores for one token: `heads * (key_size + value_size)` numbers."""
-
-    heads: int
-    key_size: int
-    value_size: int
 
 
 @dataclass(slots=True)
@@ -67,12 +48,9 @@ class KVCache:
         self.layers = tuple(layers)
         self.dtype = dtype
         self.device = torch.device(device)
-        pages = -(-self._affordable(capacity_tokens) // PAGE)
-        self.capacity_tokens = pages * PAGE
-        self.keys = [self._pool(layer.heads, layer.key_size) for layer in self.layers]
-        self.values = [self._pool(layer.heads, layer.value_size) for layer in self.layers]
-        self._free = list(range(pages))  # a heap: low pages first, so that sessions lie together
-        self._holders: Counter[int] = Counter()  # sessions that hold a page
+        self._pages = Pages(self.layers, capacity_tokens, dtype, self.device)
+        self.capacity_tokens = PAGE * self._pages.number
+        self.keys, self.values = self._pages.keys, self._pages.values
         self._prefixes = Prefixes()
         self._sessions: dict[int, _Session] = {}
         self._next_handle = 0
@@ -85,13 +63,12 @@ class KVCache:
     @property
     def free_tokens(self) -> int:
         """Tokens that can still be reserved."""
-        return PAGE * len(self._free)
+        return PAGE * self._pages.num_free
 
     @property
     def bytes_per_token(self) -> int:
         """Bytes one token takes in all layers together."""
-        numbers = sum(layer.heads * (layer.key_size + layer.value_size) for layer in self.layers)
-        return numbers * self.dtype.itemsize
+        return self._pages.bytes_per_token
 
     @property
     def sessions(self) -> tuple[int, ...]:
@@ -208,7 +185,7 @@ class KVCache:
             if page is None:
                 break
             self._let_go(held.pages[index])
-            self._holders[page] += 1
+            self._pages.hold(page)
             held.pages[index] = page
             held.digests.append(digest)
             held.length += PAGE
@@ -259,13 +236,7 @@ class KVCache:
     def check_integrity(self) -> None:
         """Raises InternalError, with the numbers, when the books do not balance."""
         held = Counter(page for one in self._sessions.values() for page in one.pages)
-        if held != +self._holders:
-            raise InternalError(f"cache books: {+self._holders} hold pages, and sessions {held}")
-        pages = self.capacity_tokens // PAGE
-        if sorted([*held, *self._free]) != list(range(pages)):
-            raise InternalError(
-                f"cache books: of {pages} pages {len(held)} are held and {len(self._free)} free"
-            )
+        self._pages.check_integrity(held)
         if stray := self._prefixes.pages - held.keys():
             raise InternalError(f"cache books: pages {sorted(stray)} are shared and held by nobody")
         for handle, one in self._sessions.items():
@@ -282,7 +253,7 @@ class KVCache:
 
     def _make_room(self, spans: Mapping[int, tuple[int, int]]) -> None:
         missing = sum(self._missing(self._get(h), *span) for h, span in spans.items())
-        if missing > len(self._free):
+        if missing > self._pages.num_free:
             raise OverloadedError(
                 f"the key/value cache has {self.free_tokens} of {self.capacity_tokens} tokens "
                 f"free and {PAGE * missing} more are needed, in pages of {PAGE}: retry later, or "
@@ -292,14 +263,14 @@ class KVCache:
             held = self._get(session)
             self._part(held, start)
             while PAGE * len(held.pages) < end:
-                held.pages.append(self._take())
+                held.pages.append(self._pages.take())
                 held.runs = ()
 
     def _missing(self, held: _Session, start: int, end: int) -> int:
         """Counts the pages a session needs to be written from `start` to `end`."""
         shared = held.pages[start // PAGE : len(held.digests)]
         grown = -(-end // PAGE) - len(held.pages)
-        return sum(self._holders[page] > 1 for page in shared) + max(0, grown)
+        return sum(map(self._pages.is_shared, shared)) + max(0, grown)
 
     def _part(self, held: _Session, start: int) -> None:
         """Has a session share no page it may write from `start` on."""
@@ -307,26 +278,17 @@ class KVCache:
         for index in range(first, len(held.digests)):
             page = held.pages[index]
             self._prefixes.withdraw(page)
-            if self._holders[page] > 1:
-                held.pages[index] = own = self._take()
-                for pool in (*self.keys, *self.values):
-                    kept = slice(0, start - index * PAGE if index == first else 0)
-                    pool[:, own * PAGE :][:, kept] = pool[:, page * PAGE :][:, kept]
+            if self._pages.is_shared(page):
+                held.pages[index] = own = self._pages.take()
+                if index == first:
+                    self._pages.copy(page, own, start - index * PAGE)
                 self._let_go(page)
                 held.runs = ()
         del held.digests[first:]
 
-    def _take(self) -> int:
-        page = heapq.heappop(self._free)
-        self._holders[page] = 1
-        return page
-
     def _let_go(self, page: int) -> None:
-        self._holders[page] -= 1
-        if not self._holders[page]:
-            del self._holders[page]
+        if self._pages.let_go(page):
             self._prefixes.withdraw(page)
-            heapq.heappush(self._free, page)
 
     def _slices(self, session: int, start: int, stop: int, what: str) -> list[slice]:
         """Returns where positions [start, stop) of a session lie in the pool."""
@@ -343,31 +305,3 @@ class KVCache:
                 slices.append(slice(first + low - at, first + high - at))
             at += tokens
         return slices
-
-    def _affordable(self, tokens: int) -> int:
-        """Returns for how many tokens, at most so many, a GPU has memory that is not in use.
-
-        Elsewhere memory is spent when it is first written, and nothing is known before.
-        """
-        if self.device.type != "cuda":
-            return tokens
-        free, _ = torch.cuda.mem_get_info(self.device)
-        fitting = int(SHARE * free) // self.bytes_per_token
-        if fitting < tokens:
-            logger.warning(
-                "%s has room for keys and values of %d tokens, of %d asked",
-                self.device, fitting, tokens,
-            )  # fmt: skip
-        return max(1, min(tokens, fitting))
-
-    def _pool(self, heads: int, size: int) -> Tensor:
-        try:
-            return torch.empty(
-                (heads, self.capacity_tokens, size), dtype=self.dtype, device=self.device
-            )
-        except RuntimeError as error:  # of which running out of memory is a kind, or not
-            gib = self.capacity_tokens * self.bytes_per_token / 2**30
-            raise ConfigError(
-                f"{self.device} has no memory for keys and values of {self.capacity_tokens} "
-                f"tokens, {gib:.1f} GiB: lower cache_tokens"
-            ) from error

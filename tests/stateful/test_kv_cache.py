@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 
 from common.errors import ConfigError, InternalError, OverloadedError
-from common.lm.kv_cache import PAGE, KVCache, LayerShape
+from common.lm.kv_cache import KVCache
+from common.lm.pages import PAGE, LayerShape
 
 LAYERS = [LayerShape(heads=2, key_size=3, value_size=1), LayerShape(1, 2, 2)]
 PAGES = 7
@@ -310,14 +311,14 @@ def test_a_gpus_memory_bounds_the_pool(
 def test_integrity_check_reports_what_is_wrong() -> None:
     cache = KVCache(LAYERS, CAPACITY)
     session = filled(cache, [1] * PAGE)
-    cache._holders[0] += 1
+    cache._pages.hold(0)
     with pytest.raises(InternalError, match=r"{0: 2}\) hold pages, and sessions .*{0: 1}"):
         cache.check_integrity()
-    cache._holders[0] -= 1
-    lost = cache._free.pop()
+    cache._pages.let_go(0)
+    lost = cache._pages._free.pop()
     with pytest.raises(InternalError, match="of 7 pages 1 are held and 5 free"):
         cache.check_integrity()
-    cache._free.append(lost)
+    cache._pages._free.append(lost)
     cache._prefixes.offer(b"", 5)
     with pytest.raises(InternalError, match=r"pages \[5\] are shared and held by nobody"):
         cache.check_integrity()

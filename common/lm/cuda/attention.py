@@ -10,8 +10,9 @@ from torch import Tensor
 
 from common.lm.attention import LayerCall
 from common.lm.cuda import kernels
-from common.lm.cuda.tables import Paged, Tables
-from common.lm.kv_cache import PAGE
+from common.lm.cuda.tables import Tables
+from common.lm.kv_cache import KVCache
+from common.lm.pages import PAGE
 
 TILE_QUERIES = 16
 """Queries of one key head that a program attends at once, as near as whole rows come to it."""
@@ -28,7 +29,7 @@ _FEW_TOKENS, _SPLITS = 16, 8
 class PagedStep:
     """Attends rows to the sessions that their tables place them in."""
 
-    def __init__(self, cache: Paged, tables: Tables, tile_rows: int) -> None:
+    def __init__(self, cache: KVCache, tables: Tables, tile_rows: int) -> None:
         """Takes tables of tiles of up to `tile_rows` rows."""
         self._cache = cache
         self._tables = tables

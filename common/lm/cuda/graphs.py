@@ -15,9 +15,10 @@ from torch import Tensor
 from common.lm.attention import Span, current_step
 from common.lm.cuda.attention import TILE_QUERIES, PagedStep
 from common.lm.cuda.capture import Capture
-from common.lm.cuda.tables import Paged, Size, Tables, describe
-from common.lm.kv_cache import PAGE
+from common.lm.cuda.tables import Size, Tables, describe
+from common.lm.kv_cache import KVCache
 from common.lm.loading import LoadedModel
+from common.lm.pages import PAGE
 from common.lm.staging import pinned, staged
 
 MOST_TOKENS = 256
@@ -33,7 +34,7 @@ class Graphs:
     """Runs steps over one cache by graphs captured for it, and over others by their kernels."""
 
     def __init__(
-        self, forward: Forward, loaded: LoadedModel, cache: Paged, capture: Capture
+        self, forward: Forward, loaded: LoadedModel, cache: KVCache, capture: Capture
     ) -> None:
         """Captures all graphs, over tables of a step that does nothing.
 
@@ -61,7 +62,7 @@ class Graphs:
         self._graphs = {size: capture(self._idle(size)) for size in sizes}
 
     def __call__(
-        self, cache: Paged, spans: Sequence[Span], tokens: Sequence[int], wanted: Sequence[int]
+        self, cache: KVCache, spans: Sequence[Span], tokens: Sequence[int], wanted: Sequence[int]
     ) -> Tensor:
         """Returns logits `[len(wanted), width]` of some rows of a step."""
         exact = Size(len(tokens), len(wanted))
@@ -86,6 +87,6 @@ class Graphs:
     def _fill(self, numbers: Sequence[int]) -> None:
         self._row[: len(numbers)].copy_(pinned(numbers, self._device), non_blocking=True)
 
-    def _run(self, cache: Paged, tables: Tables) -> Tensor:
+    def _run(self, cache: KVCache, tables: Tables) -> Tensor:
         with current_step(PagedStep(cache, tables, self._tile_rows)):
             return self._forward(tables.ids, tables.positions, tables.rows)

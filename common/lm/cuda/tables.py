@@ -8,34 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor
 
 from common.lm.attention import Span
-from common.lm.kv_cache import PAGE
-
-
-class Paged(Protocol):
-    """Keys and values of many sessions, in pages of one pool a layer.
-
-    The token at position p of a session lies at `pages(session)[p // PAGE] * PAGE + p % PAGE` of
-    `keys[layer]`, `[kv_heads, pages * PAGE, key_size]`, and of `values[layer]`.
-    """
-
-    @property
-    def keys(self) -> Sequence[Tensor]:
-        """The pool of each layer's keys."""
-        ...
-
-    @property
-    def values(self) -> Sequence[Tensor]:
-        """The pool of each layer's values."""
-        ...
-
-    def pages(self, session: int) -> list[int]:
-        """Lists a session's pages, in the order of its tokens."""
-        ...
+from common.lm.kv_cache import KVCache
+from common.lm.pages import PAGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +58,7 @@ class Tables:
 
 
 def describe(
-    cache: Paged,
+    cache: KVCache,
     spans: Sequence[Span],
     tokens: Sequence[int],
     wanted: Sequence[int],

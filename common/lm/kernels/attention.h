@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 namespace outrider {
@@ -63,34 +64,84 @@ constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 
 // Turns scores into weights in place, given the largest so far; returns their sum.
 inline float weigh(float* scores, int64_t count, float largest) {
-  float total = 0;
+  Lanes totals = {};
   int64_t j = 0;
   for (; j + LANES <= count; j += LANES) {
     const Lanes weights = exponential(load(scores + j) - largest);
     store(scores + j, weights);
-    total += sum(weights);
+    totals += weights;
   }
+  float total = sum(totals);
   for (; j < count; ++j) total += scores[j] = std::exp(scores[j] - largest);
   return total;
 }
 
-// out += weights V, for `count` values of `size` numbers.
-inline void gather(const float* weights, const float* values, float* out, int64_t count, int64_t size) {
-  int64_t d = 0;
-  for (; d + 4 * LANES <= size; d += 4 * LANES) {
-    Lanes acc[4];
-    for (int i = 0; i < 4; ++i) acc[i] = load(out + d + i * LANES);
+// The largest of some scores and of what was the largest before.
+inline float most(const float* scores, int64_t count, float largest) {
+  int64_t j = 0;
+  if (count >= LANES) {
+    Lanes tops = load(scores);
+    for (j = LANES; j + LANES <= count; j += LANES) {
+      const Lanes these = load(scores + j);
+      tops = these > tops ? these : tops;
+    }
+    for (int64_t i = 0; i < LANES; ++i) largest = std::max(largest, tops[i]);
+  }
+  for (; j < count; ++j) largest = std::max(largest, scores[j]);
+  return largest;
+}
+
+// out += weights V for ROWS rows of weights, and `count` values of `size` numbers, each read once
+// for all of them. A row's sums run in the same order whatever ROWS is.
+template <int ROWS>
+void gather(const float* const* weights, const float* values, float* const* out, int64_t count, int64_t size) {
+  const auto columns = [&]<int WIDTH>(int64_t d) {
+    Lanes acc[ROWS][WIDTH];
+    for (int r = 0; r < ROWS; ++r)
+      for (int i = 0; i < WIDTH; ++i) acc[r][i] = load(out[r] + d + i * LANES);
     for (int64_t j = 0; j < count; ++j)
-      for (int i = 0; i < 4; ++i) acc[i] += weights[j] * load(values + j * size + d + i * LANES);
-    for (int i = 0; i < 4; ++i) store(out + d + i * LANES, acc[i]);
-  }
-  for (; d + LANES <= size; d += LANES) {
-    Lanes acc = load(out + d);
-    for (int64_t j = 0; j < count; ++j) acc += weights[j] * load(values + j * size + d);
-    store(out + d, acc);
-  }
+      for (int i = 0; i < WIDTH; ++i) {
+        const Lanes value = load(values + j * size + d + i * LANES);
+        for (int r = 0; r < ROWS; ++r) acc[r][i] += weights[r][j] * value;
+      }
+    for (int r = 0; r < ROWS; ++r)
+      for (int i = 0; i < WIDTH; ++i) store(out[r] + d + i * LANES, acc[r][i]);
+  };
+  int64_t d = 0;
+  for (; d + 4 * LANES <= size; d += 4 * LANES) columns.template operator()<4>(d);
+  for (; d + LANES <= size; d += LANES) columns.template operator()<1>(d);
   for (; d < size; ++d)
-    for (int64_t j = 0; j < count; ++j) out[d] += weights[j] * values[j * size + d];
+    for (int r = 0; r < ROWS; ++r)
+      for (int64_t j = 0; j < count; ++j) out[r][d] = std::fma(weights[r][j], values[j * size + d], out[r][d]);
+}
+
+template <int ROWS>
+void gather_of(int64_t rows, const float* const* weights, const float* values, float* const* out,
+               int64_t count, int64_t size) {
+  if constexpr (ROWS > 0) {
+    if (rows == ROWS) return gather<ROWS>(weights, values, out, count, size);
+    gather_of<ROWS - 1>(rows, weights, values, out, count, size);
+  }
+}
+
+// Turns a row's scores of some keys into weights, given the largest score and the sum of weights so
+// far, which `out` was summed up with; returns whether there are any.
+inline bool weigh_row(float* scores, int64_t count, double softcap, float* out, int64_t size,
+                      float& largest, float& total) {
+  if (softcap > 0) {
+    const float cap = static_cast<float>(softcap);
+    for (int64_t j = 0; j < count; ++j) scores[j] = std::tanh(scores[j] / cap) * cap;
+  }
+  const float now = most(scores, count, largest);
+  if (now == NOTHING) return false;
+  if (largest != NOTHING && now > largest) {
+    const float shrink = std::exp(largest - now);
+    total *= shrink;
+    for (int64_t d = 0; d < size; ++d) out[d] *= shrink;
+  }
+  largest = now;
+  total += weigh(scores, count, now);
+  return true;
 }
 
 // Queries [begin, end) of a span, of all heads that share one key head, against its keys; `keys` and
@@ -103,6 +154,8 @@ inline void attend_head(const Queries& query, const Span& span, int64_t begin, i
   const int64_t count = end - begin, stacked = groups * count;
   std::vector<float> queries(stacked * size), scores(stacked * BLOCK), out(stacked * value_size, 0.f);
   std::vector<float> largest(stacked, NOTHING), total(stacked, 0.f);
+  std::vector<const float*> weighted;  // rows of the scores, and where each is summed up
+  std::vector<float*> into;
   for (int64_t g = 0; g < groups; ++g)
     for (int64_t i = 0; i < count; ++i) {
       const float* from = query.data + (head * groups + g) * query.head_stride +
@@ -118,28 +171,33 @@ inline void attend_head(const Queries& query, const Span& span, int64_t begin, i
       product(queries.data(), keys + place * size, nullptr, scores.data() + at - from, stacked, size,
               BLOCK, 0, tokens);
     });
-    for (int64_t row = 0; row < stacked; ++row) {
-      const int64_t at = first_query + row % count;
+    // What a token sees of the block; as tokens follow each other, many see the same.
+    const auto seen = [&](int64_t i) {
+      const int64_t at = first_query + i;
       const int64_t lowest = call.window ? std::max<int64_t>(from, at - call.window + 1) : from;
-      const int64_t low = lowest - from, high = std::min(block, at + 1 - from);
+      return std::pair{lowest - from, std::min(block, at + 1 - from)};
+    };
+    for (int64_t i = 0, next = 0; i < count; i = next) {
+      const auto [low, high] = seen(i);
+      for (next = i + 1; next < count && seen(next) == std::pair{low, high};) ++next;
       if (low >= high) continue;
-      float* const row_scores = scores.data() + row * BLOCK;
-      if (call.softcap > 0) {
-        const float cap = static_cast<float>(call.softcap);
-        for (int64_t j = low; j < high; ++j) row_scores[j] = std::tanh(row_scores[j] / cap) * cap;
-      }
-      const float now = std::max(largest[row], *std::max_element(row_scores + low, row_scores + high));
-      if (now == NOTHING) continue;
-      float* const row_out = out.data() + row * value_size;
-      if (largest[row] != NOTHING && now > largest[row]) {
-        const float shrink = std::exp(largest[row] - now);
-        total[row] *= shrink;
-        for (int64_t d = 0; d < value_size; ++d) row_out[d] *= shrink;
-      }
-      largest[row] = now;
-      total[row] += weigh(row_scores + low, high - low, now);
-      span.pieces(lowest, from + high, [&](int64_t at, int64_t place, int64_t tokens) {
-        gather(row_scores + at - from, values + place * value_size, row_out, tokens, value_size);
+      weighted.clear(), into.clear();
+      for (int64_t g = 0; g < groups; ++g)
+        for (int64_t row = g * count + i; row < g * count + next; ++row) {
+          float* const row_scores = scores.data() + row * BLOCK;
+          float* const row_out = out.data() + row * value_size;
+          if (!weigh_row(row_scores + low, high - low, call.softcap, row_out, value_size, largest[row], total[row]))
+            continue;
+          weighted.push_back(row_scores), into.push_back(row_out);
+        }
+      span.pieces(from + low, from + high, [&](int64_t at, int64_t place, int64_t tokens) {
+        const int64_t rows = weighted.size();
+        for (int64_t r = 0; r < rows; r += MOST_COLUMNS) {
+          const float* weights[MOST_COLUMNS];
+          const int64_t some = std::min<int64_t>(MOST_COLUMNS, rows - r);
+          for (int64_t k = 0; k < some; ++k) weights[k] = weighted[r + k] + at - from;
+          gather_of<MOST_COLUMNS>(some, weights, values + place * value_size, into.data() + r, tokens, value_size);
+        }
       });
     }
   }

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from cloud_server.kept import MOST_KEPT, KeptCaches
 from common.config import CloudSection
 from common.errors import OverloadedError
-from common.lm.kv_cache import PAGE, KVCache, LayerShape
+from common.lm.kv_cache import KVCache
+from common.lm.pages import PAGE, LayerShape
 from common.types import OpenSession, SamplingParams, StopParams
 from tests.models import language_model
 from tests.three_arms import hosting

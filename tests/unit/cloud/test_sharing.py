@@ -9,7 +9,7 @@ import pytest
 
 from cloud_server.host import Host
 from common.config import CloudSection
-from common.lm.kv_cache import PAGE
+from common.lm.pages import PAGE
 from common.types import Draft, OpenSession, SamplingParams, StopParams
 from tests.models import language_model
 from tests.three_arms import hosting

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from common.errors import InternalError, ModelError
 from common.lm.attention import LayerCall, RaggedStep, Span, current_step, ragged_attention
-from common.lm.kv_cache import KVCache, LayerShape
+from common.lm.kv_cache import KVCache
+from common.lm.pages import LayerShape
 
 HEADS, KV_HEADS, SIZE, VALUE_SIZE = 4, 2, 8, 6
 

@@ -14,7 +14,8 @@ from common.errors import ConfigError
 from common.lm import execution, native
 from common.lm.attention import KernelStep, LayerCall, Span, kernel_step
 from common.lm.execution import CompileMode
-from common.lm.kv_cache import KVCache, LayerShape
+from common.lm.kv_cache import KVCache
+from common.lm.pages import LayerShape
 from common.lm.runner import LanguageModel, Segment, compile_meanwhile
 from tests.models import language_model, loaded, tiny_llama
 

@@ -20,7 +20,7 @@ from common.lm.execution import CompileMode
 from common.lm.runner import LanguageModel, Segment
 from common.types import SamplingParams
 from tests.models import language_model, loaded, tiny_llama
-from tests.paged import PagedPool
+from tests.scattered import ScatteredCache
 from tests.unit.lm.test_runner import TOLERANCE, check_every_kind_of_step, tokens
 from tests.waiting import waits
 
@@ -53,7 +53,7 @@ def rerun(monkeypatch: pytest.MonkeyPatch) -> Rerun:
     made = Rerun()
     monkeypatch.setattr(execution, "capture_on", lambda device: made)
     for module in (runner, compatibility):
-        monkeypatch.setattr(module, "KVCache", PagedPool)
+        monkeypatch.setattr(module, "KVCache", ScatteredCache)
     # The interpreter takes a millisecond for each program.
     monkeypatch.setattr(graphs, "MOST_TOKENS", 8)
     monkeypatch.setattr(attention, "_SPLITS", 1)
@@ -231,7 +231,7 @@ def test_on_a_gpu_every_kind_of_step_equals_the_stock_model(
     architecture: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (runner, compatibility):
-        monkeypatch.setattr(module, "KVCache", PagedPool)
+        monkeypatch.setattr(module, "KVCache", ScatteredCache)
     model = language_model(architecture).stock
     lm = LanguageModel(loaded(model.to("cuda")), 1024, "on")  # type: ignore[arg-type]
     assert (lm.execution.path, lm.execution.note) == ("graphs", "")

@@ -13,9 +13,10 @@ import torch
 
 from common.lm.attention import LayerCall, RaggedStep, Span
 from common.lm.cuda.tables import Size, Tables, describe
-from common.lm.kv_cache import KVCache, LayerShape
+from common.lm.kv_cache import KVCache
+from common.lm.pages import LayerShape
 from common.lm.staging import staged
-from tests.paged import PagedPool
+from tests.scattered import ScatteredCache
 
 pytest.importorskip("triton", reason="the kernels are in Triton, which is not installed")
 
@@ -60,7 +61,7 @@ def test_each_row_attends_to_its_own_session(
     made = torch.Generator().manual_seed(0)
     shapes = [LayerShape(1, 1, 1), LayerShape(layer.kv_heads, layer.size, layer.value_size)]
     call = LayerCall(1, 0.6, window, softcap)
-    ours, theirs = (PagedPool(shapes, 384, device=DEVICE) for _ in range(2))
+    ours, theirs = (ScatteredCache(shapes, 384, device=DEVICE) for _ in range(2))
     for _ in range(3):
         ours.allocate(), theirs.allocate()
     for step in LIFE:

@@ -6,11 +6,13 @@ import torch
 
 from common.lm.attention import Span
 from common.lm.cuda.tables import Size, Tables, describe
-from common.lm.kv_cache import PAGE
+from common.lm.kv_cache import KVCache
+from common.lm.pages import PAGE
 
 
-class Cache:
-    keys = values = ()
+class Cache(KVCache):
+    def __init__(self) -> None:
+        super().__init__([], 10 * PAGE)
 
     def pages(self, session: int) -> list[int]:
         return {0: [9, 2, 5], 1: [4]}[session]
