@@ -6,6 +6,8 @@ VENV   ?= .venv
 # Asked for by this exact version and before all else: a plain name or a range
 # would bring gigabytes of GPU packages. On a GPU node set TORCH to the build for it.
 TORCH  ?= torch==2.13.0
+# How many tests run at once.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -24,7 +26,7 @@ experiment: install
 		$(if $(LIMIT),--limit $(LIMIT))
 
 test: lint typecheck
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The long forms of tests/robustness; `make test` runs the short ones.
 fuzz: install-dev
@@ -97,7 +99,7 @@ lock:
 
 # The engine against transformers and the arms against each other, about six minutes; nothing else should run meanwhile.
 bench: install-dev
-	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m benchmarks.engine --json .work/bench.json
 
 # Trains the bundled pair again (about an hour and a half on two cores).
 train: install

@@ -92,24 +92,31 @@ def page(rows: Sequence[Row]) -> str:
     )
 
 
+def deliver(rows: Sequence[Row], out: Path | None, numbers: Path | None) -> None:
+    """Writes the page, or prints it, and its numbers as JSON."""
+    if out is None:
+        print(page(rows))
+    else:
+        out.write_text(page(rows), encoding="utf-8")
+    if numbers is not None:
+        numbers.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False)
+        numbers.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Prints the page, or writes it and its numbers as JSON beside it."""
+    """Prints the page, or writes it; its numbers go as JSON beside it, or where they are wanted."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--json", type=Path)
     parser.add_argument("--start-up", choices=("off", "auto"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.start_up is not None:
         print(json.dumps(start_up(options.start_up)))
         return
+    beside = options.out and options.out.with_suffix(".json")
     rows = [*steps(), contexts(), *arms(DEMO), *capacities(DEMO), *start_ups()]
-    if options.out is None:
-        print(page(rows))
-        return
-    options.out.write_text(page(rows), encoding="utf-8")
-    options.out.with_suffix(".json").write_text(
-        json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False) + "\n",
-        encoding="utf-8",
-    )
+    deliver(rows, options.out, options.json or beside)
 
 
 if __name__ == "__main__":

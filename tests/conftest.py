@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -13,6 +14,9 @@ from tests.models import Pair, save_pair
 
 # Models here are tiny: a second thread costs more than it gives, and much more on a busy machine.
 torch.set_num_threads(1)
+
+# Also where it was started by what ignores it: processes that are started here would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("no deadline", deadline=None)
