@@ -21,8 +21,8 @@ REACH = 26.1
 """Nats between the largest noise, 33 ln 2, and the least, -ln(33 ln 2), rounded up."""
 _SLACK = 1e-3
 """Nats by which noise in float32 may stray, a hundred times over."""
-_ROWS = 32
-"""Rows drawn at once; noise for all tokens of a large vocabulary takes megabytes a row."""
+_NUMBERS = 1 << 22
+"""Numbers drawn at once, in whole rows; each takes some tens of bytes on its way."""
 _RIVALS = 8
 """Tokens of a row between which float64 decides where nobody waits to count them. That a ninth
 comes within the slack of the best has a chance of some 1e-24."""
@@ -50,8 +50,7 @@ def gumbel_argmax(
     in float64 on the host. So the tokens are the same on every device and in every batch.
     """
     chosen: list[int] = []
-    for start in range(0, len(scores), _ROWS):
-        rows = slice(start, start + _ROWS)
+    for rows in _parts(scores):
         chosen += _draw(scores[rows], seeds[rows], positions[rows], stream)
     return chosen
 
@@ -67,10 +66,15 @@ def gumbel_argmax_there(
     Noise is made for all tokens, in float32, and again in float64 for the best of each row.
     """
     parts = [
-        _draw_there(scores[rows], seeds[rows], positions[rows], stream)
-        for rows in (slice(start, start + _ROWS) for start in range(0, len(scores), _ROWS))
+        _draw_there(scores[rows], seeds[rows], positions[rows], stream) for rows in _parts(scores)
     ]
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _parts(scores: Tensor) -> list[slice]:
+    """Divides rows `[n, vocab]` into those whose noise is made at once."""
+    count = max(1, _NUMBERS // scores.shape[1])
+    return [slice(start, start + count) for start in range(0, len(scores), count)]
 
 
 def _draw_there(

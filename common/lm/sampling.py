@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -147,12 +147,12 @@ def penalise(
 def truncate(scores: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Applies temperature, top-k, top-p and min-p to `[n, vocab]`; what is cut becomes -inf."""
     scores = scores.clone()
-    groups: dict[SamplingParams, list[int]] = defaultdict(list)
+    groups: dict[tuple[float, int, float, float], list[int]] = defaultdict(list)
     for row, given in enumerate(params):
-        groups[replace(given, seed=0)].append(row)
-    for given, members in groups.items():
+        groups[given.temperature, given.top_k, given.top_p, given.min_p].append(row)
+    for how, members in groups.items():
         rows = staged(members, scores.device)
-        scores[rows] = warp(scores[rows], given.temperature, given.top_k, given.top_p, given.min_p)
+        scores[rows] = warp(scores[rows], *how)
     return scores
 
 

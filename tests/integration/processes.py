@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from edge_client.cli import main
 
 ANY_PORT = ["--listen", "127.0.0.1:0", "--metrics-listen", "127.0.0.1:0"]
 AS_IT_IS = ["--set", "engine.compile=off"]
@@ -76,8 +79,27 @@ def _edge_command(arguments: Sequence[str]) -> list[str]:
     return [*command, *(AS_IT_IS if arguments[0] == "bench" else ()), *arguments[1:]]
 
 
-def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[str]:
-    """Runs `outrider-edge`; fails unless it exits with `check`, and never lets a traceback by."""
+Done = subprocess.CompletedProcess[str]
+
+
+def edge(*arguments: str, check: int | None = 0) -> Done:
+    """Runs `outrider-edge`; fails unless it exits with `check`, and never lets a traceback by.
+
+    The edge's process is this one: to import what it needs takes longer than most of what is
+    tested. For edges side by side, and what one does to its own process: `edge_process`.
+    """
+    _, _, _, *rest = command = _edge_command(arguments)
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        try:
+            code = main(rest)
+        except SystemExit as refused:  # by argparse
+            code = int(refused.code or 0)
+    return _checked(Done(command, code, out.getvalue(), err.getvalue()), check)
+
+
+def edge_process(*arguments: str, check: int | None = 0) -> Done:
+    """Does what `edge` does, in a process of its own."""
     done = subprocess.run(
         _edge_command(arguments),
         capture_output=True,
@@ -86,6 +108,10 @@ def edge(*arguments: str, check: int | None = 0) -> subprocess.CompletedProcess[
         timeout=110,
         check=False,
     )
+    return _checked(done, check)
+
+
+def _checked(done: Done, check: int | None) -> Done:
     assert check is None or done.returncode == check, done.stderr
     assert "Traceback" not in done.stderr
     return done
@@ -116,8 +142,10 @@ def wait_for_records(out: Path, count: int, bench: subprocess.Popen[str]) -> Non
             raise AssertionError(bench.communicate()[1])
 
 
-def generate(address: str, draft: Path, prompt: str, *flags: str) -> dict[str, Any]:
+def generate(
+    address: str, draft: Path, prompt: str, *flags: str, run: Callable[..., Done] = edge
+) -> dict[str, Any]:
     """Runs `outrider-edge generate --json` and returns its object."""
     arguments = ["--server", address, "--draft", str(draft), "--prompt", prompt, "--json"]
-    answer: dict[str, Any] = json.loads(edge("generate", *arguments, *flags).stdout)
+    answer: dict[str, Any] = json.loads(run("generate", *arguments, *flags).stdout)
     return answer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from common import config as configuration
-from tests.integration.processes import Server, edge
+from tests.integration.processes import Server, edge_process
 from tests.models import Pair
 
 FOLDER = Path(__file__).parents[2] / "configs" / "experiments"
@@ -30,7 +30,7 @@ def test_each_experiment_runs_by_its_file_alone(
 
     def run(name: str) -> dict[str, Any]:
         out = tmp_path / name
-        edge(
+        edge_process(
             "bench", "--server", server.address, "--config", str(FOLDER / f"{name}.yaml"),
             "--draft", str(tiny_pair.draft), "--limit", "1", "--max-new-tokens", "4",
             "--ignore-eos", "--out", str(out),

@@ -21,6 +21,7 @@ from tests.integration.processes import (
     ENVIRONMENT,
     Server,
     edge,
+    edge_process,
     edge_running,
     generate,
     serving,
@@ -147,8 +148,9 @@ def test_eight_clients_share_forwards_and_each_has_its_own_text(
 
     def run(prompt: str) -> dict[str, Any]:
         return generate(
-            server.address, tiny_pair.draft, prompt, "--max-new-tokens", "120", "--ignore-eos"
-        )
+            server.address, tiny_pair.draft, prompt, "--max-new-tokens", "120", "--ignore-eos",
+            run=edge_process,
+        )  # fmt: skip
 
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(run, prompts))
