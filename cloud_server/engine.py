@@ -187,14 +187,13 @@ class Engine:
         finally:
             self.step_started_ns = None
         done_ns = self._clock()
-        report = step.account(done_ns - started_ns)
+        self._on_step(step.account(done_ns - started_ns))
+        step.publish(cache)
         for job in step.completed:
             self._jobs.remove(job)
             following = answer(job, judged.get(job.session), step.timing(job, done_ns))
             if following is not None:
                 self._jobs.append(following)
-        step.publish(cache)
-        self._on_step(report)
 
     def _fail_expired(self, now: int) -> None:
         expired = [job for job in self._jobs if (job.deadline_ns or now + 1) <= now]

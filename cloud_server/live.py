@@ -103,9 +103,7 @@ class LiveSession:
         timing = self.with_prompt(timing)
         verdict = replace(verdict, timing=replace(timing, total_ns=self.host.clock() - arrived_ns))
         self.state.remember(verdict)
-        # Counted once it is on its way.
-        observe, gated = self.host.metrics.observe_verdict, self.state.verification.gated
-        asyncio.get_running_loop().call_soon(observe, draft, verdict, gated)
+        self.host.metrics.observe_verdict(draft, verdict, self.state.verification.gated)
         return verdict
 
     async def verdicts(
