@@ -1,8 +1,9 @@
 """Distilling the draft from the target.
 
 A greedy speculative decoder asks the draft for one thing: the target's first choice, behind text
-that the target itself wrote. So after a first part on corpus text the draft is trained mostly on
-greedy continuations by the target of openings and contexts of the training split.
+that the target itself wrote. So after a first part on corpus text, judged by the target, the draft
+is trained mostly on greedy continuations by the target of openings and contexts of the training
+split.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 from corpora import IGNORE, Split, encode, pack
-from lessons import Lessons, OwnText, certain, own_text, talk_weights
+from lessons import Lessons, OwnText, lessons, talk_weights
 from llama import DRAFT, Llama
 from muon import Optimiser
 from target import Cycle, mean_loss
@@ -33,12 +34,12 @@ log = logging.getLogger("demo")
 class DraftPlan:
     """How the draft is distilled; sizes in tokens, rates as the optimiser takes them."""
 
-    steps: int = 3200
+    steps: int = 6000
     row: int = 1024
     batch: int = 8192
-    own_from: float = 0.3
+    own_from: float = 0.2
     """Share of the steps after which the target's own text is mixed in."""
-    own: float = 0.95
+    own: float = 0.85
     """Share of the tokens, from there on, of the target's own text."""
     own_stories: float = 0.55
     """Share of that which is stories."""
@@ -58,12 +59,14 @@ class DraftPlan:
 
 
 def batches(
-    corpus: tuple[Lessons, Lessons], own: tuple[Lessons, Lessons], plan: DraftPlan
+    every: list[Lessons], plan: DraftPlan
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Batches: tokens `[batch / row, row]`, best and mass (of the same and `CHOICES`), weights."""
+    """Batches: tokens `[batch / row, row]`, best and mass (of the same and `CHOICES`), weights.
+
+    `every`: stories and dialogues of the corpus, stories and dialogues of the target's own.
+    """
     rng = random.Random(plan.seed)
-    cycles = [Cycle(one.places(), rng) for one in (*corpus, *own)]
-    every = (*corpus, *own)
+    cycles = [Cycle(one.places(), rng) for one in every]
     weights = [
         talk_weights(one, plan.user) if index % 2 else torch.ones(len(one.tokens))
         for index, one in enumerate(every)
@@ -127,9 +130,11 @@ def distil(
         log.info("resuming at step %d", first)
     stories, dialogues = encode(tokenizer, training.stories), encode(tokenizer, training.dialogues)
     opening = tokenizer.encode("Assistant:", add_special_tokens=False).ids
-    own = own_text(target, stories, dialogues, opening, own_plan, scratch / "own_text.pt")
-    log.info("own text: %d tokens of stories, %d of dialogues", *(len(o.tokens) for o in own))
-    corpus = certain(stories), certain(dialogues)
+    every = lessons(target, stories, dialogues, opening, own_plan, scratch / "lessons.pt")
+    log.info(
+        "tokens: corpus %d of stories, %d of dialogues, own %d and %d",
+        *(len(one.tokens) for one in every),
+    )
     probe = [
         pack(encode(tokenizer, documents[:96]), plan.row, random.Random(0))
         for documents in (held_out.stories, held_out.dialogues)
@@ -146,7 +151,7 @@ def distil(
     fast: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] = (
         torch.compile(loss_of, dynamic=False) if compiled else loss_of
     )
-    stream = batches(corpus, own, plan)
+    stream = batches(every, plan)
     for _ in range(first):
         next(stream)
     began = time.monotonic() - spent
