@@ -33,6 +33,7 @@ from measure import (
     Loss,
     dialogue_contexts,
     document_loss,
+    loops,
     pair_figures,
     spread,
     story_openings,
@@ -136,6 +137,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     for name, some_prompts in prompts.items():
         results[name] = pair_figures(target, draft, some_prompts, args.tokens, GAMMA, name)
+    own_words = [
+        tokenizer.encode(text).ids[len(prompt) :][: args.tokens]
+        for text, prompt in zip(
+            spread(held_out.stories, args.prompts), prompts["stories"], strict=True
+        )
+    ]
+    repeating = sum(map(loops, own_words)) / len(own_words)
+    results["stories"]["corpus_repeats_a_4_gram_4_times"] = round(repeating, 4)
     results["dialogues_run_on"] = pair_figures(
         target, draft, prompts["dialogues"], 64, GAMMA, "run-on dialogues", (END_OF_TEXT_ID,)
     )

@@ -1,9 +1,10 @@
 """Teaching the target not to go round in circles.
 
 A small model that always takes its most probable token tends to repeat what it has just said.
-After training, the target writes stories after openings of the training split; where it repeats
-a run of tokens of its own story, the repeating tokens are made less probable (the sequence-level
-unlikelihood of Welleck et al. 2019), while the other half of every batch is corpus text as before.
+After training, the target writes stories after openings of the training split under a rule: a word
+that would complete a run of tokens for the third time is left out of the choice. Then it learns
+what it would have written under that rule, beside corpus text as before, so that it comes to write
+so by itself. Only its own next best choices take the place of what it leaves out.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +20,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from corpora import IGNORE, Split, encode, pack
-from lessons import OwnText, openings, write
-from llama import Llama
+from lessons import CHOICES, Lessons, OwnText, join, openings
+from llama import Cache, Llama
 from muon import Optimiser
+from speculate import ENDS
 from target import TargetPlan, batches, mean_loss
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -28,37 +31,119 @@ from tqdm import tqdm
 
 log = logging.getLogger("demo")
 
+Row = tuple[Tensor, Tensor, Tensor]
+
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """How the target is kept from repeating itself."""
+    """How the target is kept from repeating itself; sizes in tokens."""
 
-    rounds: int = 2
+    rounds: int = 6
     """In each the target writes anew and is then trained."""
     stories: int = 1024
     story_tokens: int = 176
-    steps: int = 50
+    steps: int = 140
     """Of each round."""
-    batch: int = 4096
-    """Tokens of own text in a step, and as many of corpus text."""
+    corpus: int = 8192
+    own: int = 4096
+    """Tokens of corpus text and of own text in a step."""
     row: int = 512
-    run: int = 5
-    """Tokens in a run that counts as repeated."""
-    weight: float = 2.0
-    muon_lr: float = 0.003
-    adam_lr: float = 0.0004
+    run: int = 4
+    """Tokens in a run."""
+    times: int = 2
+    """How often a run may stand in a story."""
+    own_weight: float = 0.5
+    """Weight of the loss on own text, where that on corpus text has 1."""
+    turn_weight: float = 8.0
+    """Weight of a place at which the rule changed the choice, where others have 1."""
+    muon_lr: float = 0.01
+    adam_lr: float = 0.0015
     seed: int = 4
 
 
-def repeats(ids: list[int], size: int) -> list[bool]:
-    """For each token, whether it ends a run of `size` tokens that stood earlier in the text."""
-    seen: set[tuple[int, ...]] = set()
-    out = [False] * len(ids)
-    for end in range(size, len(ids) + 1):
-        run = tuple(ids[end - size : end])
-        out[end - 1] = run in seen
-        seen.add(run)
-    return out
+class Runs:
+    """The runs of `size` tokens of one text, and what would complete one once too often."""
+
+    def __init__(self, size: int, times: int) -> None:
+        self.size, self.times = size, times
+        self.seen: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
+        self.last: tuple[int, ...] = ()
+
+    def add(self, token: int) -> None:
+        """The text goes on with `token`."""
+        if len(self.last) == self.size - 1:
+            self.seen[self.last][token] += 1
+        self.last = (*self.last, token)[1 - self.size :]
+
+    def spent(self) -> list[int]:
+        """The tokens that would complete a run that stands `times` times already."""
+        after = self.seen.get(self.last, {})
+        return [token for token, count in after.items() if count >= self.times]
+
+
+def word_starts(tokenizer: Tokenizer) -> Tensor:
+    """Whether each token begins something new, rather than going on with a word, `[entries]`."""
+    names = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    return torch.tensor([not name[:1].isalpha() or name[0] in "ĠĊ" for name in names])
+
+
+@torch.inference_mode()
+def write_by_rule(
+    model: Llama, prompts: Tensor, starts: Tensor, plan: LoopPlan
+) -> tuple[list[Row], list[Tensor]]:
+    """Greedy stories after prompts `[batch, length]`, with no run more than `times` times.
+
+    For each: tokens `[n]`, the best choices after each of them and their probabilities
+    `[n, CHOICES]`, and whether the rule changed the first of these, `[n]`. A word once begun may
+    always be ended.
+    """
+    batch, length = prompts.shape
+    device = prompts.device
+    cache = Cache(model.shape, batch, length + plan.story_tokens, device)
+    runs = [Runs(plan.run, plan.times) for _ in range(batch)]
+    ended = torch.zeros(batch, dtype=torch.bool, device=device)
+    ids, best, mass, turned = [prompts], [], [], []
+    for _ in range(plan.story_tokens):
+        logits = model.logits(model.hidden(ids[-1], cache))
+        first = logits.argmax(-1)
+        for row, (text, new) in enumerate(zip(runs, ids[-1].tolist(), strict=True)):
+            for token in new:
+                text.add(token)
+            spent = [token for token in text.spent() if starts[token]]
+            logits[row, -1, spent] = -torch.inf
+        top = logits.topk(CHOICES)
+        best.append(top.indices)
+        mass.append(top.values.softmax(-1))
+        turned.append(top.indices[..., 0] != first)
+        ids.append(top.indices[:, -1, :1])
+        ended |= torch.isin(ids[-1][:, 0], torch.tensor(ENDS, device=device))
+        if bool(ended.all()):
+            break
+    text, every = torch.cat(ids, dim=1).cpu(), [torch.cat(one, 1).cpu() for one in (best, mass)]
+    changed = torch.cat(turned, dim=1).cpu()
+    rows, marks = [], []
+    for row in range(batch):
+        over = torch.isin(text[row, length:], torch.tensor(ENDS)).nonzero()
+        size = length + int(over[0, 0]) if len(over) else text.shape[1] - 1
+        rows.append((text[row, :size], every[0][row, :size], every[1][row, :size]))
+        marks.append(changed[row, :size])
+    return rows, marks
+
+
+def own_stories(
+    model: Llama, stories: list[list[int]], starts: Tensor, plan: LoopPlan, seed: int
+) -> tuple[Lessons, Tensor]:
+    """The target's own stories under the rule, and the weight of each place `[n]`."""
+    device = next(model.parameters()).device
+    rows: list[Row] = []
+    marks = [torch.zeros(1, dtype=torch.bool)]
+    groups = list(openings(stories, OwnText(stories=plan.stories, seed=seed)))
+    for group in tqdm(groups, desc="own stories", mininterval=5):
+        some, changed = write_by_rule(model, torch.tensor(group, device=device), starts, plan)
+        rows += some
+        marks += changed
+    weights = 1 + (plan.turn_weight - 1) * torch.cat(marks).float()
+    return join(rows), weights
 
 
 def unloop(
@@ -73,67 +158,62 @@ def unloop(
     """Train the model so, in place; adds what it did to `scratch/target_curve.json`."""
     device = next(model.parameters()).device
     stories, dialogues = encode(tokenizer, training.stories), encode(tokenizer, training.dialogues)
+    starts = word_starts(tokenizer)
     probe = [
         pack(encode(tokenizer, documents[:96]), plan.row, random.Random(0))
         for documents in (held_out.stories, held_out.dialogues)
     ]
-    corpus = batches(stories, dialogues, TargetPlan(batch=plan.batch, row=plan.row, seed=plan.seed))
+    corpus = batches(
+        stories, dialogues, TargetPlan(steps=10**9, batch=plan.corpus, row=plan.row, seed=plan.seed)
+    )
     optimiser = Optimiser(model, plan.rounds * plan.steps, 0.9, plan.muon_lr, plan.adam_lr)
     rng = random.Random(plan.seed)
 
-    def loss_of(x: Tensor, y: Tensor, bad: Tensor) -> Tensor:
-        """`bad` marks labels to be avoided; where it is false, `y` is learned or `IGNORE`d."""
+    def loss_of(
+        x: Tensor, y: Tensor, own: Tensor, best: Tensor, mass: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Corpus text `x` with labels `y`; own text with what follows each place of it."""
         with torch.autocast(device.type, torch.bfloat16):
-            logits = model(x).float()
-        nats = F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none").view(x.shape)
-        learned = (y != IGNORE) & ~bad
-        avoid = -torch.log1p(-torch.exp(-nats).clamp(max=0.999)) * bad
-        out: Tensor = (nats * learned).sum() / learned.sum() + plan.weight * avoid.sum() / (
-            plan.batch
-        )
+            logits = model(torch.cat((x, own))).float()
+        learned = F.cross_entropy(logits[: len(x)].flatten(0, 1), y.flatten(), ignore_index=IGNORE)
+        given = -logits[len(x) :].log_softmax(-1).gather(-1, best)
+        each = ((mass * given).sum(-1) + given[..., 0]) / 2
+        out: Tensor = learned + plan.own_weight * (each * weight).sum() / weight.sum()
         return out
 
-    fast: Callable[[Tensor, Tensor, Tensor], Tensor] = (
-        torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    )
-    step, shares, losses = 0, [], []
+    fast: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False) if compiled else loss_of
+    step, shares = 0, []
+    after: list[dict[str, float]] = []
     for number in range(plan.rounds):
-        tokens, flags = [0], [False]
-        places: list[list[int]] = []
-        own = OwnText(stories=plan.stories, seed=100 * plan.seed + number)
-        for group in tqdm(list(openings(stories, own)), desc="own stories", mininterval=5):
-            prompts = torch.tensor(group, device=device)
-            for ids, _, _ in write(model, prompts, plan.story_tokens, False, 0, 0):
-                text = ids.tolist()
-                places.append(list(range(len(tokens), len(tokens) + len(text) - 1)))
-                tokens += text
-                flags += repeats(text, plan.run)
-        shares.append(sum(flags) / len(flags))
-        log.info("round %d: %.3f of the tokens repeat a run", number + 1, shares[-1])
-        flat, bad = torch.tensor(tokens), torch.tensor(flags)
-        todo: list[Tensor] = []
+        own, weights = own_stories(model, stories, starts, plan, 100 * plan.seed + number)
+        shares.append((weights > 1).float().mean().item())
+        log.info("round %d: the rule changes %.4f of the tokens", number + 1, shares[-1])
+        todo: list[tuple[Tensor, Tensor]] = []
+        recent: list[float] = []
         for _ in tqdm(range(plan.steps), desc="training", mininterval=5):
-            while len(todo) < plan.batch // plan.row:
-                todo += torch.from_numpy(pack(places, plan.row, rng)[0]).unbind()
-            at = torch.stack([todo.pop() for _ in range(plan.batch // plan.row)])
-            after = at + (at > 0)
-            x, y = next(corpus)
-            ids = torch.cat((flat[at], torch.from_numpy(x)))
-            avoid = torch.cat((bad[after], torch.zeros(x.shape, dtype=torch.bool)))
-            own_labels = torch.where(bad[after], flat[after], IGNORE)
-            labels = torch.cat((own_labels, torch.from_numpy(y)))
-            loss = fast(ids.to(device), labels.to(device), avoid.to(device))
+            while len(todo) < plan.own // plan.row:
+                at, labels = map(torch.from_numpy, pack(own.places(), plan.row, rng))
+                todo += zip(at, weights[at] * (labels != IGNORE), strict=True)
+            some = [todo.pop() for _ in range(plan.own // plan.row)]
+            at, weight = (torch.stack(parts) for parts in zip(*some, strict=True))
+            x, y = map(torch.from_numpy, next(corpus))
+            parts = (x, y, own.tokens[at].long(), own.best[at].long(), own.mass[at].float(), weight)
+            loss = fast(*(part.to(device) for part in parts))
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step(step)
-            losses.append(loss.item())
+            recent.append(loss.item())
             step += 1
-        after_round = {
-            "stories": mean_loss(model, probe[0]),
-            "dialogues": mean_loss(model, probe[1]),
-        }
-        log.info("round %d: held-out %s, loss %.4f", number + 1, after_round, sum(losses) / step)
+        after.append(
+            {
+                "rule_changed": shares[-1],
+                "training": sum(recent) / len(recent),
+                "stories": mean_loss(model, probe[0]),
+                "dialogues": mean_loss(model, probe[1]),
+            }
+        )
+        log.info("round %d: %s", number + 1, after[-1])
     file = scratch / "target_curve.json"
     kept = json.loads(file.read_text(encoding="utf-8"))
-    kept["loops"] = {"plan": asdict(plan), "repeating_share": shares, "held_out": after_round}
+    kept["loops"] = {"plan": asdict(plan), "rounds": after}
     file.write_text(json.dumps(kept, indent=1), encoding="utf-8")
     return model
