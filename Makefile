@@ -101,7 +101,7 @@ lock:
 bench: install-dev
 	$(BIN)/python -m benchmarks.engine --json .work/bench.json
 
-# Trains the bundled pair again (two to three hours on two cores).
+# Trains the bundled pair again (about three hours on two cores).
 train: install
 	$(BIN)/python demo/train.py all
 

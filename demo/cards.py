@@ -197,9 +197,9 @@ The draft for the target beside it: it proposes tokens that the target checks. \
 that the target itself wrote after openings and contexts of the training split. It learns what \
 the target would say next (its eight most probable tokens at every place) and, with a further \
 cross-entropy, the target's first choice. (The shipped draft \
-did not begin from nothing but from the one before it, which had learned from the target before \
-its last training, in 6,800 steps, 55.7 M tokens; so its rates were 0.015 and 0.003 at most, the \
-target's own text began after a twelfth of the steps, and 40 % of that were stories.)
+went on from earlier ones: 6,800 steps learned from the target before its last training, then \
+2,800 from this one, then the steps above, with rates of 0.015 and 0.003 at most; nine tenths of \
+these were the target's own text, a fifth of that stories.)
 
 ![loss](training_curve.svg)
 

@@ -41,7 +41,7 @@ class DraftPlan:
     """Share of the steps after which the target's own text is mixed in."""
     own: float = 0.85
     """Share of the tokens, from there on, of the target's own text."""
-    own_stories: float = 0.55
+    own_stories: float = 0.3
     """Share of that which is stories."""
     corpus_stories: float = 0.5
     choice: float = 0.5

@@ -30,7 +30,7 @@ class OwnText:
     batch: int = 128
     stories: int = 4096
     story_tokens: int = 160
-    dialogues: int = 6144
+    dialogues: int = 14336
     dialogue_tokens: int = 80
     judged: int = 4
     """Of the dialogues of the corpus, every so manyth is judged, which is enough of them."""
