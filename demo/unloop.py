@@ -77,13 +77,13 @@ class Runs:
 
     def spent(self) -> list[int]:
         """The tokens that would complete a run that stands `times` times already."""
-        after = self.seen.get(self.last, {})
+        after = self.seen.get(self.last, Counter())
         return [token for token, count in after.items() if count >= self.times]
 
 
 def word_starts(tokenizer: Tokenizer) -> Tensor:
     """Whether each token begins something new, rather than going on with a word, `[entries]`."""
-    names = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    names = [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
     return torch.tensor([not name[:1].isalpha() or name[0] in "ĠĊ" for name in names])
 
 
@@ -106,10 +106,10 @@ def write_by_rule(
     for _ in range(plan.story_tokens):
         logits = model.logits(model.hidden(ids[-1], cache))
         first = logits.argmax(-1)
-        for row, (text, new) in enumerate(zip(runs, ids[-1].tolist(), strict=True)):
+        for row, (past, new) in enumerate(zip(runs, ids[-1].tolist(), strict=True)):
             for token in new:
-                text.add(token)
-            spent = [token for token in text.spent() if starts[token]]
+                past.add(token)
+            spent = [token for token in past.spent() if starts[token]]
             logits[row, -1, spent] = -torch.inf
         top = logits.topk(CHOICES)
         best.append(top.indices)
@@ -119,13 +119,14 @@ def write_by_rule(
         ended |= torch.isin(ids[-1][:, 0], torch.tensor(ENDS, device=device))
         if bool(ended.all()):
             break
-    text, every = torch.cat(ids, dim=1).cpu(), [torch.cat(one, 1).cpu() for one in (best, mass)]
-    changed = torch.cat(turned, dim=1).cpu()
+    text, all_best, all_mass, changed = (
+        torch.cat(parts, dim=1).cpu() for parts in (ids, best, mass, turned)
+    )
     rows, marks = [], []
     for row in range(batch):
         over = torch.isin(text[row, length:], torch.tensor(ENDS)).nonzero()
         size = length + int(over[0, 0]) if len(over) else text.shape[1] - 1
-        rows.append((text[row, :size], every[0][row, :size], every[1][row, :size]))
+        rows.append((text[row, :size], all_best[row, :size], all_mass[row, :size]))
         marks.append(changed[row, :size])
     return rows, marks
 
@@ -182,12 +183,12 @@ def unloop(
         return out
 
     fast: Callable[..., Tensor] = torch.compile(loss_of, dynamic=False) if compiled else loss_of
-    step, shares = 0, []
+    step = 0
     after: list[dict[str, float]] = []
     for number in range(plan.rounds):
         own, weights = own_stories(model, stories, starts, plan, 100 * plan.seed + number)
-        shares.append((weights > 1).float().mean().item())
-        log.info("round %d: the rule changes %.4f of the tokens", number + 1, shares[-1])
+        share = (weights > 1).float().mean().item()
+        log.info("round %d: the rule changes %.4f of the tokens", number + 1, share)
         todo: list[tuple[Tensor, Tensor]] = []
         recent: list[float] = []
         for _ in tqdm(range(plan.steps), desc="training", mininterval=5):
@@ -205,7 +206,7 @@ def unloop(
             step += 1
         after.append(
             {
-                "rule_changed": shares[-1],
+                "rule_changed": share,
                 "training": sum(recent) / len(recent),
                 "stories": mean_loss(model, probe[0]),
                 "dialogues": mean_loss(model, probe[1]),
