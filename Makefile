@@ -25,10 +25,8 @@ experiment: install
 		$(if $(TARGET),--target $(TARGET)) $(if $(DRAFT),--draft $(DRAFT)) \
 		$(if $(LIMIT),--limit $(LIMIT))
 
-# Files in the order in which they stand: the long ones of tests/integration begin, so that in the
-# end no process waits for another's.
 test: lint typecheck
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 # The long forms of tests/robustness; `make test` runs the short ones.
 fuzz: install-dev

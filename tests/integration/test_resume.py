@@ -54,7 +54,7 @@ def test_a_bench_survives_a_restart_and_its_records_say_so(tiny_pair: Pair, tmp_
         edge_running(
             "bench", "--server", server.address, "--draft", str(tiny_pair.draft),
             "--prompts", str(prompts), "--out", str(out), "--arms", "cloud_optimized,speculative",
-            "--max-new-tokens", "60", "--ignore-eos",
+            "--max-new-tokens", "60", "--ignore-eos", "--set", "network.reconnect_s=100",
         ) as bench,
     ):  # fmt: skip
         wait_for_records(out, 3, bench)
